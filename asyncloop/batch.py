@@ -1,0 +1,61 @@
+"""Batches and cursors, and what must hold for a batch before a model sees it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+from asyncloop.errors import DataError
+
+__all__ = ["Batch", "Cursor", "as_batch", "n_examples_of"]
+
+Batch: TypeAlias = Mapping[str, Any]
+"""Source name → array-like whose axis 0 is the example axis. Nobody changes a batch after it was produced."""
+
+Cursor: TypeAlias = "None | bool | int | float | str | list[Cursor] | dict[str, Cursor]"
+"""The position of a stream right after a batch: a small JSON value that only the stream understands."""
+
+
+def as_batch(value: object, stream: str, index: int) -> Batch:
+    """`value` itself if it is a mapping with string keys, else a DataError that says what it is instead."""
+    if isinstance(value, Mapping):
+        return value  # pyright: ignore[reportUnknownVariableType]
+    what = "None" if value is None else f"{type(value).__name__!r}"
+    hint = ""
+    if isinstance(value, tuple | list):
+        n = len(value)  # pyright: ignore[reportUnknownArgumentType]
+        names = ", ".join(f'"name{i}"' for i in range(n))
+        hint = f"; name the {n} parts: Stream.of(source, names=({names}))"
+    elif value is None:
+        hint = "; to end a stream, let its iterator end (return) instead of yielding None"
+    raise DataError(
+        f"stream {stream!r}, batch {index}: a batch is a mapping of source names to arrays, not {what}{hint}"
+    )
+
+
+def n_examples_of(batch: Batch, stream: str, index: int) -> int:
+    """The number of examples of a batch, 0 for an empty one; DataError if its sources disagree or have no length."""
+    n = -1
+    for name, source in batch.items():
+        try:
+            length = len(source)
+        except TypeError:
+            raise DataError(
+                f"stream {stream!r}, batch {index}: source {name!r} is {_describe(source)} and has no example axis; "
+                "every source needs one entry an example (wrap a constant in an array, or keep it in the model)"
+            ) from None
+        if length != n:
+            if n >= 0:
+                lengths = ", ".join(
+                    f"{key} {len(value)}" for key, value in batch.items() if hasattr(value, "__len__")
+                )
+                raise DataError(
+                    f"stream {stream!r}, batch {index}: the sources have unequal numbers of examples: {lengths}"
+                )
+            n = length
+    return max(n, 0)
+
+
+def _describe(value: object) -> str:
+    shape = getattr(value, "shape", None)
+    return f"a {type(value).__name__}" + (f" of shape {shape}" if shape is not None else f" ({value!r:.40})")

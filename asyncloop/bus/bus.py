@@ -1,0 +1,494 @@
+"""EventBus: what the model thread has finished goes to every hook, without the model waiting for any of them.
+
+    model thread ──► outbox (a deque; one wake-up for all that piled up) ──► pump task ──► a mailbox per hook ──► hook tasks
+
+The thread wakes the pump at most every WAKE_EVERY events or WAKE_AFTER_S seconds, because a wake-up costs fifty times
+what handing over an event costs and lets the loop compete with the model for the interpreter lock. A full outbox
+holds the thread back, a full mailbox of a blocking hook holds the outbox back: memory is bounded end to end.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import time
+from collections import deque
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import anyio
+from anyio.abc import TaskGroup
+
+from asyncloop.bus.listener import Listener
+from asyncloop.bus.subscription import Marker, OnFailure, OnLog, OnStop, Subscription
+from asyncloop.bus.views import narrowed, with_added
+from asyncloop.errors import ConfigError
+from asyncloop.events import AfterBatch, AfterEpoch, BeforeBatch, BeforeTraining, Event, RunInfo
+from asyncloop.stats import Timings
+from asyncloop.threads import LoopHandle, LoopSleeper, ThreadSleeper
+
+__all__ = ["EventBus", "Finished", "Place"]
+
+logger = logging.getLogger("asyncloop")
+
+WAKE_EVERY = 64
+WAKE_AFTER_S = 2e-3
+OUTBOX = 256
+_HISTORY = 4096
+
+
+@dataclass(slots=True)
+class Place:
+    """Where a stretch of batches runs; shared by all its events."""
+
+    run: RunInfo
+    control: Any
+    epoch: int
+    stream: str
+    train: bool
+
+
+@dataclass(slots=True)
+class Finished:
+    """A batch that has run: what the thread hands over. `asked`: outputs evaluated on demand, by name."""
+
+    place: Place
+    step: int
+    index: int
+    inputs: Mapping[str, Any]
+    outputs: Mapping[str, Any]
+    asked: Mapping[str, Any]
+    timed: frozenset[Subscription]
+
+    def event(self) -> AfterBatch:
+        place = self.place
+        return AfterBatch(
+            place.run, place.control, place.epoch, self.step, place.stream, place.train, self.index,
+            self.inputs, self.outputs,
+        )  # fmt: skip
+
+
+class EventBus:
+    """The hooks of an engine in config order, and everything that reaches them. Lives on the event loop.
+
+    Only `post`, `asks`, `timed_due` and `wait_room` are called from the model thread.
+    """
+
+    def __init__(self, hooks: Iterable[Any] = ()) -> None:
+        self._hooks: list[tuple[Any, str]] = []
+        self._subscriptions: list[Subscription] = []
+        self._listeners: list[Listener] = []
+        self._history: deque[Event] = deque(maxlen=_HISTORY)
+        self._outbox: deque[Finished | Event | Marker] = deque()
+        self._ended = False
+        self._open: _Opened | None = None
+        for hook in hooks:
+            self._hooks.append((hook, self._name_of(hook)))
+
+    # --- subscribing --------------------------------------------------------------------------------------------
+
+    def subscribe(self, kind: type[Event], fn: Any, **declared: Any) -> Any:
+        """Call `fn(event)` for each event of one kind; `declared` are a hook's attributes (`every`, `mailbox`, …).
+
+        `fn` may be async (runs on the loop) or plain (runs in a thread of its own). Returns what `unsubscribe` takes.
+        """
+        if not kind.method:
+            raise ConfigError(f"{kind.__name__} is no event that can be subscribed to")
+        hook = _FunctionHook(kind, fn, declared)
+        self._hooks.append((hook, self._name_of(hook)))
+        if self._open is not None:
+            self._start(*self._hooks[-1], self._open)
+        return hook
+
+    def unsubscribe(self, hook: Any) -> None:
+        """Take a hook (or what `subscribe` returned) off the bus; what waits in its mailbox is dropped."""
+        self._hooks = [entry for entry in self._hooks if entry[0] is not hook]
+        for subscription in [own for own in self._subscriptions if own.hook is hook]:
+            subscription.disabled = True
+            self._subscriptions.remove(subscription)
+
+    def events(self, *kinds: type[Event], bound: int = 1024) -> Listener:
+        """An async iterator over events of these kinds (none given: all). See Listener."""
+        listener = Listener(kinds, self._history, self._ended, bound)
+        self._listeners.append(listener)
+        return listener
+
+    def _name_of(self, hook: Any) -> str:
+        """The class name, numbered when there are several; stable across runs, because saved states go by it."""
+        base = getattr(hook, "name", None) if isinstance(hook, _FunctionHook) else type(hook).__name__
+        taken = {name for _, name in self._hooks}
+        name, n = str(base), 2
+        while name in taken:
+            name, n = f"{base}#{n}", n + 1
+        return name
+
+    @property
+    def hooks(self) -> list[tuple[Any, str]]:
+        """(hook, name) in config order."""
+        return list(self._hooks)
+
+    # --- running ------------------------------------------------------------------------------------------------
+
+    def open(self, tasks: TaskGroup, *, fail: OnFailure, stop: OnStop, log: OnLog) -> None:
+        """Start the hooks' tasks and the pump in the engine's task group. `close` ends them."""
+        loop = LoopHandle()
+        opened = self._open = _Opened(tasks, loop, LoopSleeper(loop), LoopSleeper(loop), ThreadSleeper(), fail, stop, log)
+        self._ended = False
+        self._outbox.clear()
+        self._subscriptions = []
+        for hook, name in self._hooks:
+            self._start(hook, name, opened)
+        tasks.start_soon(self._run, opened, self._pump, opened)
+        tasks.start_soon(self._run, opened, self._watch)
+
+    def _start(self, hook: Any, name: str, opened: _Opened) -> None:
+        subscription = Subscription(
+            hook, name, opened.loop, fail=opened.fail, stop=opened.stop, log=opened.log, freed=opened.room_freed
+        )
+        self._subscriptions.append(subscription)
+        opened.tasks.start_soon(self._run, opened, subscription.serve)
+
+    async def _run(self, opened: _Opened, fn: Any, *args: Any) -> None:
+        with anyio.CancelScope(shield=True) as scope:  # hooks finish their work when the caller is cancelled
+            opened.scopes.append(scope)
+            if opened.closed:
+                return
+            await fn(*args)
+
+    def close(self) -> None:
+        """End all hooks' tasks; whatever they had not handled is gone, so flush and settle first."""
+        opened, self._open = self._open, None
+        if opened is None:
+            return
+        opened.closed = True
+        for scope in opened.scopes:
+            scope.cancel()
+        self._ended = True
+        for listener in self._listeners:
+            listener.end()
+        self._listeners.clear()
+        for line in filter(None, (own.report() for own in self._subscriptions)):
+            logger.warning("%s", line)
+
+    # --- from the model thread ----------------------------------------------------------------------------------
+
+    @property
+    def wants_batches(self) -> bool:
+        """Whether anybody listens to batches at all; asked once a stretch."""
+        return any(own.wants_batches or own.add for own in self._subscriptions) or any(
+            listener.wants_batches for listener in self._listeners
+        )
+
+    @property
+    def wants_before_batch(self) -> bool:
+        return any(own.method("before_batch") for own in self._subscriptions)
+
+    @property
+    def timed(self) -> list[Subscription]:
+        """The hooks with a cadence in seconds; which step is due for them, the model thread decides by its clock."""
+        return [own for own in self._subscriptions if own.cadence is not None and own.cadence.unit == "seconds"]
+
+    def asks(self, stream: str, train: bool, step: int, timed: frozenset[Subscription]) -> list[str]:
+        """The variables that due hooks name, each once. Called from the model thread for models with lazy outputs."""
+        names: dict[str, None] = {}
+        for own in self._subscriptions:
+            if own.variables and not own.disabled and own.due(stream, train, step, timed):
+                names.update(dict.fromkeys(own.variables))
+        return list(names)
+
+    def post(self, finished: Finished) -> int:
+        """Hand over one batch from the model thread; returns how many wait. Never waits."""
+        self._outbox.append(finished)
+        return len(self._outbox)
+
+    def wake(self) -> None:
+        """Wake the pump if it sleeps. Thread-safe."""
+        opened = self._open
+        if opened is not None and opened.pump.asleep:
+            opened.pump.wake()
+
+    def wait_room(self) -> None:
+        """In the model thread: sleep until the outbox has room again (some blocking hook is slower than the model)."""
+        opened = self._open
+        while opened is not None and not opened.closed and len(self._outbox) >= OUTBOX:
+            opened.thread.asleep = True
+            self.wake()
+            if len(self._outbox) >= OUTBOX and not opened.closed and not opened.released:
+                opened.thread.sleep(0.5)
+            if opened.released:
+                opened.thread.asleep = False
+                return
+
+    def release_thread(self, released: bool) -> None:
+        """While released, the thread never waits for room: the run is being stopped or has failed."""
+        if self._open is not None:
+            self._open.released = released
+            if released:
+                self._open.thread.wake()
+
+    # --- delivery (on the loop) ---------------------------------------------------------------------------------
+
+    def publish(self, event: Event) -> None:
+        """An event that is no barrier: reaches each hook behind the batches before it."""
+        self._outbox.append(event)
+        self.wake()
+
+    def mark(self) -> Marker:
+        """Send a marker behind everything finished so far; hooks leave their state as of now in it."""
+        marker = Marker(self._subscriptions)
+        self._outbox.append(marker)
+        self.wake()
+        return marker
+
+    async def flush(self) -> None:
+        """Wait until everything posted has reached the mailboxes."""
+        opened = self._open
+        while opened is not None and not opened.closed and (self._outbox or opened.pumping):
+            self.wake()
+            await opened.pumped.wait()
+
+    async def settle(self) -> None:
+        """Wait until everything posted has been handled by every hook."""
+        await self.flush()
+        for own in self._subscriptions:
+            await own.drained()
+
+    async def lockstep(self, step: int, stream: str) -> None:
+        """Wait until every lockstep hook that is due at this step has handled it."""
+        await self.flush()
+        for own in self._subscriptions:
+            if own.lockstep and own.due(stream, True, step, frozenset()):
+                await own.drained()
+
+    @property
+    def lockstep_hooks(self) -> list[Subscription]:
+        return [own for own in self._subscriptions if own.lockstep and own.wants_batches]
+
+    async def barrier(self, event: Event, *, last: bool = False, only_set_up: bool = False) -> None:
+        """Every batch before has been handled; then the hooks run one after the other in config order.
+
+        `last`: nothing comes after, so cadences in epochs are due. A hook that fails by policy ends the barrier, except
+        when `only_set_up` (the end of a run): then every hook that was set up gets its turn.
+        """
+        await self.settle()
+        for own in list(self._subscriptions):
+            if only_set_up and not own.set_up:
+                continue
+            method = getattr(own.hook, event.method, None) if only_set_up else own.method(event.method)
+            if method is not None and (last or _epoch_due(own, event)):
+                if own.background and not only_set_up:
+                    own.deliver([_copied(event)])
+                else:
+                    failed_before = own.n_errors
+                    await own.call(method, event)
+                    if own.n_errors > failed_before and own.on_error == "fail" and not only_set_up:
+                        break
+            if isinstance(event, BeforeTraining):
+                own.set_up = True
+        self._remember(event)
+
+    async def before_batch(self, event: BeforeBatch) -> None:
+        """Hooks in config order, while the model thread waits."""
+        for own in list(self._subscriptions):
+            method = own.method("before_batch")
+            if method is not None and (own.streams is None or event.stream in own.streams):
+                await own.call(method, event)
+
+    async def announce(self, event: Event) -> None:
+        """Call every hook at once for an event outside the order of batches (`on_exception`)."""
+        for own in list(self._subscriptions):
+            method = getattr(own.hook, event.method, None)
+            if method is not None:
+                await own.call(method, event)
+        self._remember(event)
+
+    def take_spent(self) -> dict[str, Timings]:
+        """Seconds all hooks together spent on batches since the last call, by stream."""
+        total: dict[str, Timings] = {}
+        for own in self._subscriptions:
+            for stream, timings in own.spent.items():
+                total.setdefault(stream, Timings()).merge(timings)
+            own.spent.clear()
+        return total
+
+    def drop_backlog(self) -> None:
+        """Forget everything that was not handled yet: the run is aborted."""
+        for entry in self._outbox:
+            if isinstance(entry, Marker):
+                for own in self._subscriptions:
+                    entry.reached(own.name, None)
+        self._outbox.clear()
+        for own in self._subscriptions:
+            own.drop_backlog()
+
+    def publish_last(self, finished: Finished) -> None:
+        """The run ends with this step: hooks for which it was not due by their cadence get it now."""
+        for own in self._subscriptions:
+            if own.wants_batches and not own.due(finished.place.stream, True, finished.step, finished.timed):
+                streams = own.streams
+                if (streams is None or finished.place.stream in streams) and not own.disabled:
+                    self._deliver(own, [finished], [finished.event()])
+
+    def last_asks(self, finished: Finished) -> list[str]:
+        """What `publish_last` will want evaluated."""
+        return list(
+            dict.fromkeys(
+                name
+                for own in self._subscriptions
+                if own.variables and not own.due(finished.place.stream, True, finished.step, finished.timed)
+                for name in own.variables
+            )
+        )
+
+    async def _pump(self, opened: _Opened) -> None:
+        outbox = self._outbox
+        while True:
+            opened.pumping = bool(outbox)
+            if not outbox:
+                opened.pumped.set()
+                opened.pumped = anyio.Event()
+                opened.pump.asleep = True
+                if not outbox:
+                    await opened.pump.sleep()
+                continue
+            if isinstance(outbox[0], Finished):
+                room = min((own.room for own in self._subscriptions if own.wants_batches), default=OUTBOX)
+                if room <= 0:
+                    opened.room.asleep = True
+                    await opened.room.sleep()
+                    continue
+                self._fan_out(self._pop_finished(room))
+            else:
+                entry = cast("Event | Marker", outbox.popleft())
+                for own in self._subscriptions:
+                    own.deliver([entry])
+                if isinstance(entry, Event):
+                    self._remember(entry)
+            if opened.thread.asleep and len(outbox) * 2 <= OUTBOX:
+                opened.thread.wake()
+            await anyio.lowlevel.checkpoint()
+
+    def _pop_finished(self, most: int) -> list[Finished]:
+        """Up to `most` batches of one stretch from the front of the outbox."""
+        outbox = self._outbox
+        first = cast(Finished, outbox.popleft())
+        batch = [first]
+        while outbox and len(batch) < most and len(batch) < WAKE_EVERY:
+            entry = outbox[0]
+            if not isinstance(entry, Finished) or entry.place is not first.place:
+                break
+            batch.append(entry)
+            outbox.popleft()
+        return batch
+
+    def _fan_out(self, batch: Sequence[Finished]) -> None:
+        events = [finished.event() for finished in batch]
+        for own in self._subscriptions:
+            if own.add is not None and not own.disabled:
+                events = self._added(own, events)
+            if own.wants_batches and not own.disabled:
+                if own.takes_all:
+                    self._deliver(own, batch, events)
+                else:
+                    place = batch[0].place
+                    due = [own.due(place.stream, place.train, finished.step, finished.timed) for finished in batch]
+                    if any(due):
+                        chosen = [finished for finished, wanted in zip(batch, due, strict=True) if wanted]
+                        self._deliver(own, chosen, [e for e, wanted in zip(events, due, strict=True) if wanted])
+        for listener in self._listeners:
+            if listener.wants_batches:
+                for event in events:
+                    listener.offer(event)
+
+    def _deliver(self, own: Subscription, batch: Sequence[Finished], events: Sequence[AfterBatch]) -> None:
+        if own.variables is not None:
+            try:
+                events = [
+                    narrowed(event, own.variables, finished.asked, own.name)
+                    for event, finished in zip(events, batch, strict=True)
+                ]
+            except Exception as error:
+                own.failed(error, events[0])
+                return
+        own.deliver(events)
+
+    def _added(self, own: Subscription, events: list[AfterBatch]) -> list[AfterBatch]:
+        assert own.add is not None
+        try:
+            return [
+                with_added(event, own.add(event)) if own.streams is None or event.stream in own.streams else event
+                for event in events
+            ]
+        except Exception as error:
+            own.failed(error, events[0])
+            return events
+
+    def _remember(self, event: Event) -> None:
+        self._history.append(event)
+        for listener in self._listeners:
+            listener.offer(event)
+
+    async def _watch(self) -> None:
+        """Names hooks that are over their deadline; sleeps in between as long as their deadlines allow."""
+        while True:
+            deadlines = [own.deadline for own in self._subscriptions if own.deadline is not None]
+            await anyio.sleep(min(max(min(deadlines, default=1.0) / 4, 0.02), 1.0))
+            now = time.perf_counter()
+            for own in list(self._subscriptions):
+                own.watch(now)
+
+
+class _Opened:
+    """What exists only while a bus is open."""
+
+    def __init__(
+        self,
+        tasks: TaskGroup,
+        loop: LoopHandle,
+        pump: LoopSleeper,
+        room: LoopSleeper,
+        thread: ThreadSleeper,
+        fail: OnFailure,
+        stop: OnStop,
+        log: OnLog,
+    ) -> None:
+        self.tasks, self.loop, self.pump, self.room, self.thread = tasks, loop, pump, room, thread
+        self.fail, self.stop, self.log = fail, stop, log
+        self.scopes: list[anyio.CancelScope] = []
+        self.pumping = False
+        self.pumped = anyio.Event()
+        self.closed = False
+        self.released = False
+
+    def room_freed(self) -> None:
+        if self.room.asleep:
+            self.room.wake()
+
+
+class _FunctionHook:
+    """A function as a hook of one event."""
+
+    def __init__(self, kind: type[Event], fn: Any, declared: Mapping[str, Any]) -> None:
+        self.name = getattr(fn, "__qualname__", type(fn).__name__)
+        for key, value in declared.items():
+            setattr(self, key, value)
+        setattr(self, kind.method, fn)
+
+
+def _epoch_due(own: Subscription, event: Event) -> bool:
+    """Cadences in epochs filter `after_epoch` only; the evaluation before training counts as epoch 0 of any interval."""
+    cadence = own.cadence
+    if not isinstance(event, AfterEpoch) or cadence is None or cadence.unit != "epochs":
+        return True
+    return cadence.due(event.epoch) or (event.epoch == 0 and cadence.start <= 0)
+
+
+def _copied(event: Event) -> Event:
+    """A barrier event for a background hook: its own copy of `data`, because the run goes on and may change it."""
+    own = copy.copy(event)
+    if hasattr(own, "data"):
+        setattr(own, "data", {stream: dict(values) for stream, values in getattr(event, "data").items()})  # noqa: B009, B010
+    return own
+
+

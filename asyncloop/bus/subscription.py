@@ -1,0 +1,444 @@
+"""Subscription: one hook on the bus, with its mailbox, its task, its thread if it has plain methods, and its policy."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import sys
+import time
+import traceback
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
+
+import anyio
+
+from asyncloop.bus.views import nbytes_of
+from asyncloop.cadence import Cadence
+from asyncloop.errors import ConfigError, StalledError, StopTraining
+from asyncloop.events import AfterBatch, Event
+from asyncloop.hook import Hook
+from asyncloop.stats import Timings, metric_sink
+from asyncloop.threads import LoopHandle, LoopSleeper, OwnThread
+
+__all__ = ["Marker", "Subscription"]
+
+logger = logging.getLogger("asyncloop")
+
+MAILBOX_BYTES = 64 * 2**20
+_TURN_S = 2e-3
+
+OnFailure = Callable[[BaseException], None]
+OnStop = Callable[[str], None]
+OnLog = Callable[[Event, str, Any], None]
+
+
+class Marker:
+    """Travels through every mailbox behind the events of one step; each hook leaves its state as of that step."""
+
+    def __init__(self, subscriptions: Sequence[Subscription]) -> None:
+        self.states: dict[str, Any] = {}
+        self._left = len(subscriptions)
+        self._all = anyio.Event()
+        if not subscriptions:
+            self._all.set()
+
+    def reached(self, name: str, state: Any) -> None:
+        if state is not None:
+            self.states[name] = state
+        self._left -= 1
+        if self._left == 0:
+            self._all.set()
+
+    async def complete(self) -> dict[str, Any]:
+        """Wait until every hook has handled everything before the marker; name → state."""
+        await self._all.wait()
+        return self.states
+
+
+class Subscription:
+    """One hook: owns its mailbox. Events enter on the loop, in order, and are handled one after the other.
+
+    `async def` methods run in the hook's own task, plain ones in a thread of its own.
+    """
+
+    def __init__(
+        self, hook: Any, name: str, loop: LoopHandle, *, fail: OnFailure, stop: OnStop, log: OnLog, freed: Callable[[], None]
+    ) -> None:
+        self.hook, self.name = hook, name
+        self._fail, self._stop, self._log, self._freed = fail, stop, log, freed
+        self.streams = _names(hook, "streams")
+        self.variables = _names(hook, "variables")
+        self.cadence = _cadence(hook)
+        self.overflow: str = _declared(hook, "overflow")
+        self.mailbox: int = 1 if self.overflow == "latest" else _declared(hook, "mailbox")
+        self.concurrency: int = _declared(hook, "concurrency")
+        self.background: bool = _declared(hook, "background")
+        self.lockstep: bool = _declared(hook, "lockstep")
+        self.on_error: str = _declared(hook, "on_error")
+        self.deadline: float | None = _declared(hook, "deadline")
+        self.add: Callable[[AfterBatch], Mapping[str, Any]] | None = getattr(hook, "add", None)
+        self._after_batches: Callable[..., Any] | None = getattr(hook, "after_batches", None)
+        self._after_batch: Callable[..., Any] | None = getattr(hook, "after_batch", None)
+        self.wants_batches = self._after_batch is not None or self._after_batches is not None
+        self._is_async = inspect.iscoroutinefunction(self._after_batches or self._after_batch)
+        self.capacity = self.mailbox
+        self.next_due_s = -1.0
+        """For a cadence in seconds: the clock reading from which a step is due. Owned by the model thread."""
+        self.spent: dict[str, Timings] = {}
+        """Seconds in `after_batch` by stream, one entry a handful of events."""
+        self.set_up = False
+        self.disabled = False
+        self.n_dropped = 0
+        self.n_errors = 0
+        self._box: deque[Event | Marker] = deque()
+        self._sleeper = LoopSleeper(loop)
+        self._busy = False
+        self._in_flight = 0
+        self._idle = anyio.Event()
+        self._landed = anyio.Event()
+        self._scope: anyio.CancelScope | None = None
+        self._handling_since: float | None = None
+        self._handling: Event | None = None
+        self._stalled = False
+        self._thread: OwnThread | None = None
+        self._validate()
+
+    def _validate(self) -> None:
+        problems: list[str] = []
+        if self.overflow not in ("block", "drop_oldest", "latest"):
+            problems.append(f"overflow is 'block', 'drop_oldest' or 'latest', not {self.overflow!r}")
+        if self.on_error not in ("fail", "warn", "disable"):
+            problems.append(f"on_error is 'fail', 'warn' or 'disable', not {self.on_error!r}")
+        if not isinstance(self.mailbox, int) or self.mailbox < 1:
+            problems.append(f"mailbox is a number of events, at least 1, not {self.mailbox!r}")
+        if not isinstance(self.concurrency, int) or self.concurrency < 1:
+            problems.append(f"concurrency is at least 1, not {self.concurrency!r}")
+        if problems:
+            raise ConfigError(*(f"hook {self.name}: {problem}" for problem in problems))
+
+    # --- what is due --------------------------------------------------------------------------------------------
+
+    def method(self, name: str) -> Callable[..., Any] | None:
+        """The hook's method for an event, None if it does not listen or is switched off."""
+        return None if self.disabled else getattr(self.hook, name, None)
+
+    def due(self, stream: str, train: bool, step: int, timed: frozenset[Subscription]) -> bool:
+        """Whether `after_batch` is due. Steps and seconds filter train steps only."""
+        if self.streams is not None and stream not in self.streams:
+            return False
+        cadence = self.cadence
+        if not train or cadence is None or cadence.unit == "epochs":
+            return True
+        return cadence.due(step) if cadence.unit == "steps" else self in timed
+
+    @property
+    def takes_all(self) -> bool:
+        """Whether every batch of every stream is due, which spares asking."""
+        return self.streams is None and (self.cadence is None or self.cadence.unit == "epochs")
+
+    # --- the mailbox --------------------------------------------------------------------------------------------
+
+    @property
+    def room(self) -> int:
+        """How many events may enter without loss; only a blocking hook ever holds the model back."""
+        if self.overflow != "block" or self.disabled:
+            return MAILBOX_BYTES
+        return self.capacity - len(self._box)
+
+    def deliver(self, events: Sequence[Event | Marker]) -> None:
+        """Put events into the mailbox; what overflows is dropped by policy and counted."""
+        if self.disabled:
+            for event in events:
+                if isinstance(event, Marker):
+                    event.reached(self.name, None)
+            return
+        first = events[0]
+        if isinstance(first, AfterBatch):
+            n_bytes = nbytes_of(first.inputs.values()) + nbytes_of(first.outputs.values())
+            self.capacity = min(self.mailbox, max(MAILBOX_BYTES // n_bytes, 1)) if n_bytes else self.mailbox
+        self._box.extend(events)
+        if self.overflow != "block" and len(self._box) > self.capacity:
+            self._drop()
+        if self._sleeper.asleep:
+            self._sleeper.wake()
+
+    def _drop(self) -> None:
+        """Drop the oldest batch events; anything else (markers, saved checkpoints) is always delivered."""
+        spare = sum(isinstance(event, AfterBatch) for event in self._box) - self.capacity
+        kept: deque[Event | Marker] = deque()
+        for event in self._box:
+            if spare > 0 and isinstance(event, AfterBatch):
+                spare -= 1
+                self.n_dropped += 1
+            else:
+                kept.append(event)
+        self._box = kept
+
+    async def drained(self) -> None:
+        """Wait until everything delivered so far has been handled (a hook that hangs is cut off by its deadline)."""
+        while self._box or self._busy:
+            await self._idle.wait()
+
+    def drop_backlog(self) -> None:
+        """Forget what is waiting and cancel what is being handled: the run is aborted."""
+        for event in self._box:
+            if isinstance(event, Marker):
+                event.reached(self.name, None)
+        self._box.clear()
+        if self._scope is not None:
+            self._scope.cancel()
+
+    # --- the hook's task ----------------------------------------------------------------------------------------
+
+    async def serve(self) -> None:
+        """The hook's task: handle what comes until cancelled. Never raises for what the hook does."""
+        try:
+            while True:
+                with anyio.CancelScope() as self._scope:
+                    if self.concurrency > 1:
+                        async with anyio.create_task_group() as tasks:
+                            await self._serve(tasks.start_soon)
+                    else:
+                        await self._serve(None)
+                self._after_cancel()
+        finally:
+            self._busy = False
+            if self._thread is not None:
+                await self._thread.aclose()
+
+    def _after_cancel(self) -> None:
+        event, self._handling, self._handling_since = self._handling, None, None
+        self._in_flight = 0
+        if self._stalled:
+            self._stalled = False
+            self.failed(
+                StalledError(f"hook {self.name} took longer than its deadline of {self.deadline:g} s"), event
+            )
+
+    async def _serve(self, start: Callable[..., None] | None) -> None:
+        metric_sink.set(self._sink)
+        turn_began = time.perf_counter()
+        while True:
+            if not self._box:
+                self._busy = False
+                self._idle.set()
+                self._idle = anyio.Event()
+                self._sleeper.asleep = True
+                if not self._box:
+                    await self._sleeper.sleep()
+                turn_began = time.perf_counter()
+                continue
+            self._busy = True
+            began, first = time.perf_counter(), self._box[0]
+            await self._next(start)
+            if isinstance(first, AfterBatch):
+                self.spent.setdefault(first.stream, Timings()).add(time.perf_counter() - began)
+            if self.overflow == "block" and len(self._box) * 2 <= self.capacity:
+                self._freed()
+            now = time.perf_counter()
+            if now - turn_began > _TURN_S:  # a hook that never waits must not keep the loop
+                await anyio.lowlevel.checkpoint()
+                turn_began = now
+
+    async def _next(self, start: Callable[..., None] | None) -> None:
+        event = self._box[0]
+        if isinstance(event, AfterBatch) and not self.disabled:
+            await self._batches(start)
+            return
+        self._box.popleft()
+        if isinstance(event, Marker):
+            while self._in_flight:
+                await self._landed.wait()
+            event.reached(self.name, self._state())
+            return
+        method = self.method(event.method)
+        if method is not None and not isinstance(event, AfterBatch):
+            await self.call(method, event)
+
+    async def _batches(self, start: Callable[..., None] | None) -> None:
+        """Handle a handful of batch events from the front of the mailbox, in the way the hook's method asks for."""
+        if self._after_batches is not None:
+            events = self._pop_batches(self.capacity)
+            await self._guarded(self._after_batches, self._is_async, events, events[-1])
+        elif not self._is_async:
+            events = self._pop_batches(self.capacity)
+            await self._guarded(self._each, False, events, events[0])
+        elif start is not None:
+            while self._in_flight >= self.concurrency:
+                await self._landed.wait()
+            self._in_flight += 1
+            start(self._one_of_many, self._box.popleft())
+        else:
+            await self._one_by_one(max(self.capacity // 2, 1))
+
+    def _pop_batches(self, most: int) -> list[AfterBatch]:
+        events: list[AfterBatch] = []
+        while self._box and isinstance(event := self._box[0], AfterBatch) and len(events) < most:
+            events.append(event)
+            self._box.popleft()
+        return events
+
+    async def _one_by_one(self, most: int) -> None:
+        """The common way, kept lean: an async `after_batch`, one event after the other."""
+        handler, box, clock = self._after_batch, self._box, time.perf_counter
+        assert handler is not None
+        try:
+            while most and box and isinstance(event := box[0], AfterBatch) and not self.disabled:
+                box.popleft()
+                most -= 1
+                self._handling = event
+                self._handling_since = clock()
+                await handler(event)
+        except StopTraining as stop:
+            self._stop(stop.reason)
+        except Exception as error:
+            self.failed(error, self._handling)
+        self._handling_since = self._handling = None
+
+    async def _one_of_many(self, event: AfterBatch) -> None:
+        metric_sink.set(lambda name, value: self._log(event, name, value))
+        try:
+            assert self._after_batch is not None
+            with anyio.fail_after(self.deadline) as scope:
+                await self._after_batch(event)
+        except StopTraining as stop:
+            self._stop(stop.reason)
+        except TimeoutError as error:
+            if scope.cancelled_caught:
+                error = StalledError(f"hook {self.name} took longer than its deadline of {self.deadline:g} s")
+            self.failed(error, event)
+        except Exception as error:
+            self.failed(error, event)
+        finally:
+            self._in_flight -= 1
+            self._landed.set()
+            self._landed = anyio.Event()
+
+    def _each(self, events: Sequence[AfterBatch]) -> None:
+        """In the hook's thread: one round trip for all that had piled up."""
+        assert self._after_batch is not None
+        for event in events:
+            self._handling = event
+            self._handling_since = time.perf_counter()
+            self._after_batch(event)
+            if self.disabled:
+                return
+
+    async def _guarded(self, handler: Callable[..., Any], is_async: bool, argument: Any, event: Event) -> None:
+        """Call a handler; its exceptions go where the policy says. A stall is seen by the bus's watch."""
+        self._handling, self._handling_since = event, time.perf_counter()
+        try:
+            if is_async:
+                await handler(argument)
+            else:
+                await self._in_thread(handler, argument)
+        except StopTraining as stop:
+            self._stop(stop.reason)
+        except Exception as error:
+            self.failed(error, self._handling)
+        self._handling_since = self._handling = None
+
+    async def call(self, method: Callable[..., Any], event: Event) -> None:
+        """Call one method for one event within the deadline, in the caller's task; policies apply."""
+        token = metric_sink.set(lambda name, value: self._log(event, name, value))
+        try:
+            with anyio.fail_after(self.deadline) as scope:
+                if inspect.iscoroutinefunction(method):
+                    await method(event)
+                else:
+                    await self._in_thread(method, event)
+        except StopTraining as stop:
+            self._stop(stop.reason)
+        except TimeoutError as error:
+            if scope.cancelled_caught:
+                error = StalledError(f"hook {self.name} took longer than its deadline of {self.deadline:g} s")
+            self.failed(error, event)
+        except Exception as error:
+            self.failed(error, event)
+        finally:
+            metric_sink.reset(token)
+
+    async def _in_thread(self, fn: Callable[..., Any], argument: Any) -> None:
+        if self._thread is None:
+            self._thread = OwnThread(f"asyncloop hook {self.name}", grace_s=1.0)
+        result: Awaitable[Any] | None = await self._thread.call(fn, argument, abandon=True)
+        if inspect.isawaitable(result):  # a plain function that returned a coroutine (a partial, a lambda)
+            await result
+
+    # --- trouble ------------------------------------------------------------------------------------------------
+
+    def failed(self, error: BaseException, event: Event | None) -> None:
+        """Apply the hook's policy to what it raised."""
+        self.n_errors += 1
+        where = f" in {event.method}, epoch {event.epoch}, step {event.step}" if event is not None and event.method else ""
+        error.add_note(f"hook {self.name}{where}")
+        if isinstance(error, StalledError) and self._thread is not None:
+            error.add_note("its thread is at\n" + _stack_of(self._thread.ident))
+            self.disabled = True  # its thread is taken by the call that does not return
+        if self.on_error == "fail":
+            self.disabled = True
+            self._fail(error)
+            return
+        logger.warning("hook %s failed%s (on_error=%r)", self.name, where, self.on_error, exc_info=error)
+        if self.on_error == "disable":
+            self.disabled = True
+            logger.warning("hook %s is switched off for the rest of the run", self.name)
+
+    def watch(self, now: float) -> None:
+        """Cut off a handler that is over its deadline. Called by the bus every now and then."""
+        since = self._handling_since
+        if since is not None and self.deadline is not None and now - since > self.deadline and self._scope is not None:
+            self._stalled = True
+            self._scope.cancel()
+
+    def report(self) -> str | None:
+        """One line about what went wrong without failing the run, None if nothing did."""
+        parts: list[str] = []
+        if self.n_dropped:
+            parts.append(f"{self.n_dropped} events dropped (overflow={self.overflow!r}, mailbox {self.mailbox})")
+        if self.n_errors and self.on_error != "fail":
+            parts.append(f"{self.n_errors} errors")
+        return f"hook {self.name}: {', '.join(parts)}" if parts else None
+
+    def _sink(self, name: str, value: Any) -> None:
+        if self._handling is not None:
+            self._log(self._handling, name, value)
+
+    def _state(self) -> Any:
+        state = getattr(self.hook, "state_dict", None)
+        if state is None:
+            return None
+        try:
+            return state()
+        except Exception as error:
+            self.failed(error, None)
+            return None
+
+
+def _declared(hook: Any, name: str) -> Any:
+    return getattr(hook, name, getattr(Hook, name))
+
+
+def _names(hook: Any, name: str) -> tuple[str, ...] | None:
+    value = _declared(hook, name)
+    if value is None:
+        return None
+    if isinstance(value, str):
+        raise ConfigError(f"hook {type(hook).__name__}: {name} is a list of names, not the string {value!r}")
+    return tuple(value)
+
+
+def _cadence(hook: Any) -> Cadence | None:
+    every = _declared(hook, "every")
+    if every is None:
+        return None
+    try:
+        return Cadence.parse(every, start=_declared(hook, "start") or 0, stop=_declared(hook, "stop"))
+    except (ConfigError, TypeError) as error:
+        raise ConfigError(f"hook {type(hook).__name__}: every: {error}") from None
+
+
+def _stack_of(thread_id: int | None) -> str:
+    frame = sys._current_frames().get(thread_id or 0)  # pyright: ignore[reportPrivateUsage]
+    return "".join(traceback.format_stack(frame)) if frame else "(ended)"

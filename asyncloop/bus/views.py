@@ -1,0 +1,82 @@
+"""What a hook sees of a finished batch: everything by reference, or only the variables it named, as host arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any, cast
+
+from asyncloop.errors import HookError
+from asyncloop.events import AfterBatch
+
+__all__ = ["leaf", "narrowed", "nbytes_of", "to_host", "with_added"]
+
+_MISSING = object()
+
+
+def leaf(values: Mapping[str, Any], name: str) -> Any:
+    """The value under a name, or under a path like `head/logits` in nested mappings; KeyError if there is none."""
+    if name in values:
+        return values[name]
+    value: Any = values
+    for part in name.split("/"):
+        if not isinstance(value, Mapping) or part not in value:
+            raise KeyError(name)
+        value = cast("Mapping[str, Any]", value)[part]
+    return value
+
+
+def to_host(value: Any) -> Any:
+    """A tensor as a numpy array, leaf by leaf; what is on the host already stays the object it is."""
+    if isinstance(value, Mapping):
+        return {key: to_host(part) for key, part in cast("Mapping[str, Any]", value).items()}
+    if hasattr(value, "detach"):
+        return value.detach().cpu().numpy()
+    return value
+
+
+def narrowed(event: AfterBatch, variables: Sequence[str], asked: Mapping[str, Any], who: str) -> AfterBatch:
+    """The event with only `variables` in it: outputs (and `asked` ones) first, else inputs. HookError if one is missing."""
+    inputs: dict[str, Any] = {}
+    outputs: dict[str, Any] = {}
+    for name in variables:
+        for place, values in ((outputs, asked), (outputs, event.outputs), (inputs, event.inputs)):
+            try:
+                place[name] = to_host(leaf(values, name))
+                break
+            except KeyError:
+                continue
+        else:
+            raise _missing(event, name, asked, who)
+    return AfterBatch(
+        event.run, event.control, event.epoch, event.step, event.stream, event.train, event.index, inputs, outputs
+    )
+
+
+def with_added(event: AfterBatch, added: Mapping[str, Any]) -> AfterBatch:
+    """The event as later hooks see it, with the variables that an earlier hook's `add` gave."""
+    return AfterBatch(
+        event.run,
+        event.control,
+        event.epoch,
+        event.step,
+        event.stream,
+        event.train,
+        event.index,
+        event.inputs,
+        {**event.outputs, **added},
+    )
+
+
+def nbytes_of(values: Iterable[Any]) -> int:
+    return sum(getattr(value, "nbytes", 0) for value in values)
+
+
+def _missing(event: AfterBatch, name: str, asked: Mapping[str, Any], who: str) -> HookError:
+    known = [*event.outputs, *asked, *event.inputs]
+    close = get_close_matches(name, known, 1)
+    hint = f"; did you mean {close[0]!r}?" if close else ""
+    return HookError(
+        f"hook {who} wants the variable {name!r}, but batch {event.index} of stream {event.stream!r} "
+        f"has only {', '.join(known)}{hint}"
+    )

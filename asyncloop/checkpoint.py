@@ -1,0 +1,304 @@
+"""Checkpoints on disk: complete or invisible, byte-deterministic, read without running any code.
+
+    checkpoints/step-00000500/   manifest.json  state.json  model.safetensors  hooks.safetensors (if hooks keep arrays)
+    checkpoints/latest           a text file naming a directory; likewise `best` and other pointers
+    checkpoints/claims.json      who still wants which checkpoint
+
+A checkpoint is written aside (`.tmp-…`), every file and the directory synced, the manifest with the SHA-256 of every
+file last, then renamed, then the parent synced. Only then the pointers move and what nobody claims is removed.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load as load_arrays
+from safetensors.numpy import save as save_arrays
+
+from asyncloop.control import Claim
+from asyncloop.errors import CheckpointError, NonFiniteError, StorageError
+
+__all__ = ["FORMAT", "Checkpoints", "Saved", "copy_state", "nonfinite_leaf", "storage_error", "write_atomically"]
+
+FORMAT = 1
+_NATIVE = frozenset("float64 float32 float16 int64 int32 int16 int8 uint64 uint32 uint16 uint8 bool".split())
+
+_REMEDIES = {
+    errno.ENOSPC: "free some space, or choose another output directory",
+    errno.EDQUOT: "free some of your quota, or choose another output directory",
+    errno.EACCES: "check the permissions of the directory and its parents",
+    errno.EPERM: "check the permissions of the directory and its parents",
+    errno.EROFS: "the file system is read-only; choose another output directory",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENOENT: "the directory has vanished; was it deleted or unmounted?",
+    errno.EIO: "the device reports errors; check it and choose another output directory",
+}
+
+
+def storage_error(what: str, path: Path, error: OSError, kind: type[StorageError] = StorageError) -> StorageError:
+    """An error that says path, cause and remedy."""
+    cause = os.strerror(error.errno) if error.errno else str(error)
+    remedy = _REMEDIES.get(error.errno or 0, "check the path and the device")
+    return kind(f"cannot {what} {path}: {cause}; {remedy}")
+
+
+def copy_state(state: Any) -> Any:
+    """A deep copy of a model's or hook's state that later updates in place cannot reach. Thread: the state's owner."""
+    if isinstance(state, Mapping):
+        return {key: copy_state(value) for key, value in cast("Mapping[Any, Any]", state).items()}
+    if isinstance(state, list | tuple):
+        return [copy_state(value) for value in cast("Sequence[Any]", state)]
+    if hasattr(state, "detach"):
+        state = state.detach().cpu().numpy()
+    if isinstance(state, np.ndarray):
+        return np.array(state, copy=True, order="C")
+    if isinstance(state, np.generic):
+        return state.item()
+    if state is None or isinstance(state, bool | int | float | str):
+        return state
+    raise CheckpointError(
+        f"a state_dict holds a {type(state).__name__} ({state!r:.60}); "
+        "only mappings, lists, arrays, numbers, strings and None can be saved"
+    )
+
+
+def nonfinite_leaf(state: Any, path: str = "") -> str | None:
+    """The path of the first array with a NaN or infinity, None if all are finite."""
+    if isinstance(state, Mapping):
+        for key, value in cast("Mapping[Any, Any]", state).items():
+            found = nonfinite_leaf(value, f"{path}/{key}" if path else str(key))
+            if found:
+                return found
+    elif isinstance(state, np.ndarray) and state.dtype.kind in "fc":
+        array = cast("np.ndarray[Any, Any]", state)
+        if not np.isfinite(array).all():
+            return path
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Saved:
+    """A checkpoint as read back: the model's state, the hooks' states by name, and the engine's own record."""
+
+    path: Path
+    step: int
+    model: Mapping[str, Any]
+    hooks: Mapping[str, Any]
+    engine: Mapping[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one run directory. Every method blocks: call it in a thread that is not the event loop's."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._claims: dict[str, list[str]] = self._read_claims()
+
+    def write(
+        self, step: int, model: Any, hooks: Mapping[str, Any], engine: Mapping[str, Any], claims: Iterable[Claim]
+    ) -> Path:
+        """Write one complete checkpoint, move the pointers, remove what nobody claims any more; its directory.
+
+        `model` and `hooks` are copies (`copy_state`). Raises StorageError; the checkpoints before stay untouched then.
+        """
+        name = f"step-{step:08d}"
+        target = self.directory / name
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            if not (target / "manifest.json").exists():
+                self._write_new(target, step, model, hooks, engine)
+            self._settle(name, list(claims))
+        except OSError as error:
+            if isinstance(error, StorageError):
+                raise
+            raise storage_error("write the checkpoint", target, error, CheckpointError) from error
+        return target
+
+    def read(self, name: str = "latest") -> Saved:
+        """Read a checkpoint by directory name, pointer (`latest`, `best`) or step; every file's hash is checked."""
+        path = self.find(name)
+        try:
+            manifest = json.loads((path / "manifest.json").read_text())
+            if manifest.get("format") != FORMAT:
+                raise CheckpointError(f"{path} has format {manifest.get('format')!r}; this version reads {FORMAT}")
+            files = {file: self._verified(path / file, entry) for file, entry in manifest["files"].items()}
+            state = json.loads(files["state.json"])
+            arrays = {part: load_arrays(files[f"{part}.safetensors"]) for part in ("model", "hooks") if f"{part}.safetensors" in files}
+            model = _decoded(state["model"], arrays.get("model", {}))
+            hooks = _decoded(state["hooks"], arrays.get("hooks", {}))
+        except (ValueError, KeyError, TypeError, SafetensorError) as error:
+            raise CheckpointError(f"{path} is damaged: {error}") from error
+        except OSError as error:
+            if isinstance(error, StorageError):
+                raise
+            raise storage_error("read the checkpoint", path, error, CheckpointError) from error
+        return Saved(path, manifest["step"], model, hooks, manifest["engine"])
+
+    def find(self, name: str = "latest") -> Path:
+        """The directory of a checkpoint; CheckpointError that lists what there is."""
+        name = str(name)
+        pointer = self.directory / name
+        if pointer.is_file():
+            name = pointer.read_text().strip()
+        elif name.isdigit():
+            name = f"step-{int(name):08d}"
+        elif name.startswith("step-") and name[5:].isdigit():
+            name = f"step-{int(name[5:]):08d}"
+        path = self.directory / name
+        if not path.is_dir():
+            there = ", ".join(self.names()) or "none"
+            raise CheckpointError(f"there is no checkpoint {name!r} in {self.directory} (there are: {there})")
+        return path
+
+    def names(self) -> list[str]:
+        """The complete checkpoints, oldest first."""
+        if not self.directory.is_dir():
+            return []
+        return sorted(entry.name for entry in self.directory.glob("step-*") if (entry / "manifest.json").is_file())
+
+    def clean(self) -> None:
+        """Remove what a killed writer left behind."""
+        for leftover in self.directory.glob(".tmp-*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    def _write_new(self, target: Path, step: int, model: Any, hooks: Mapping[str, Any], engine: Mapping[str, Any]) -> None:
+        aside = self.directory / f".tmp-{target.name}"
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(target, ignore_errors=True)  # a directory without a manifest is none of ours
+        aside.mkdir()
+        model_tree, model_arrays = _encoded(model)
+        hooks_tree, hooks_arrays = _encoded(dict(hooks))
+        files = {"state.json": _json({"model": model_tree, "hooks": hooks_tree})}
+        files["model.safetensors"] = save_arrays(model_arrays)
+        if hooks_arrays:
+            files["hooks.safetensors"] = save_arrays(hooks_arrays)
+        manifest = {
+            "format": FORMAT,
+            "step": step,
+            "engine": engine,
+            "files": {
+                name: {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+                for name, content in sorted(files.items())
+            },
+        }
+        for name, content in (*files.items(), ("manifest.json", _json(manifest))):
+            _write_synced(aside / name, content)
+        _sync_directory(aside)
+        os.rename(aside, target)
+        _sync_directory(self.directory)
+
+    def _settle(self, name: str, claims: Sequence[Claim]) -> None:
+        """Move pointers to a checkpoint that is durable now, then forget what nobody wants."""
+        for claim in claims:
+            own = self._claims.setdefault(claim.owner, [])
+            if name not in own:
+                own.append(name)
+            if claim.keep is not None:
+                del own[: max(len(own) - claim.keep, 0)]
+            if claim.pointer is not None:
+                write_atomically(self.directory / claim.pointer, f"{name}\n".encode())
+        write_atomically(self.directory / "latest", f"{name}\n".encode())
+        write_atomically(self.directory / "claims.json", _json(self._claims))
+        wanted = {name, *(kept for own in self._claims.values() for kept in own)}
+        for old in self.names():
+            if old not in wanted:
+                shutil.rmtree(self.directory / old)
+
+    def _verified(self, path: Path, entry: Mapping[str, Any]) -> bytes:
+        if path.stat().st_size != entry["bytes"]:
+            raise CheckpointError(f"{path} is damaged: {path.stat().st_size} bytes instead of {entry['bytes']}")
+        content = path.read_bytes()
+        if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+            raise CheckpointError(f"{path} is damaged: its SHA-256 is not the one of the manifest")
+        return content
+
+    def _read_claims(self) -> dict[str, list[str]]:
+        try:
+            return json.loads((self.directory / "claims.json").read_text())
+        except (OSError, ValueError):
+            return {}
+
+
+def refuse_nonfinite(step: int, model: Any) -> None:
+    """NonFiniteError naming the weight, before a checkpoint with it could be written."""
+    leaf = nonfinite_leaf(model)
+    if leaf is not None:
+        raise NonFiniteError(
+            f"the weight {leaf!r} is not finite after step {step}; no checkpoint was written (on_nonfinite='error')"
+        )
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace a small file so that readers see the old or the new content, also after a crash."""
+    aside = path.with_name(f".tmp-{path.name}")
+    _write_synced(aside, content)
+    os.replace(aside, path)
+    _sync_directory(path.parent)
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_directory(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _json(value: Any) -> bytes:
+    return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
+
+
+def _encoded(tree: Any) -> tuple[Any, dict[str, np.ndarray[Any, Any]]]:
+    """A tree as JSON with references to its arrays, and the arrays by path."""
+    arrays: dict[str, np.ndarray[Any, Any]] = {}
+
+    def encode(value: Any, path: str) -> Any:
+        if isinstance(value, np.ndarray):
+            array = cast("np.ndarray[Any, Any]", value)
+            entry = {"array": path}
+            if array.dtype.name not in _NATIVE or array.dtype.byteorder == ">":
+                if array.dtype.hasobject:
+                    raise CheckpointError(f"the array {path!r} holds Python objects and cannot be saved")
+                entry |= {"dtype": array.dtype.str, "shape": cast(Any, list(array.shape))}
+                array = np.frombuffer(array.tobytes(), dtype=np.uint8)
+            arrays[path] = array
+            return entry
+        if isinstance(value, Mapping):
+            items = cast("Mapping[Any, Any]", value).items()
+            return {"items": [[key, encode(part, f"{path}/{key}" if path else str(key))] for key, part in items]}
+        if isinstance(value, list):
+            return [encode(part, f"{path}/{i}") for i, part in enumerate(cast("list[Any]", value))]
+        return value
+
+    return encode(tree, ""), arrays
+
+
+def _decoded(tree: Any, arrays: Mapping[str, np.ndarray[Any, Any]]) -> Any:
+    if isinstance(tree, dict):
+        entry = cast("dict[str, Any]", tree)
+        if "array" not in entry:
+            return {key: _decoded(part, arrays) for key, part in entry["items"]}
+        array = arrays[entry["array"]]
+        if "dtype" in entry:
+            return np.frombuffer(array.tobytes(), dtype=np.dtype(entry["dtype"])).reshape(entry["shape"]).copy()
+        return array
+    if isinstance(tree, list):
+        return [_decoded(part, arrays) for part in cast("list[Any]", tree)]
+    return tree

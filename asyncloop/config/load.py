@@ -1,0 +1,217 @@
+"""load_config: from a TOML file or a mapping to a checked Config, with all mistakes at once and nothing built."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path as FilePath
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, TypeAdapter
+
+from asyncloop.config.check import check, strictly, unknown_key
+from asyncloop.config.components import Component, read_component
+from asyncloop.config.document import read
+from asyncloop.config.importing import make_importable
+from asyncloop.config.override import read_overrides
+from asyncloop.config.problem import InvalidConfig, Origin, Problem
+from asyncloop.config.reference import References
+from asyncloop.config.schema import EngineSection, RunSection, without_empty_deadlines
+from asyncloop.config.tree import Node, from_value, merge, shown, without_markers
+
+__all__ = ["Config", "load_config"]
+
+_S = TypeVar("_S", bound=BaseModel)
+
+_PARTS = ("run", "dataset", "model", "engine", "hooks")
+_SECTIONS: Mapping[str, type[BaseModel]] = {"run": RunSection, "engine": EngineSection}
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A config that was read and checked. Two are equal if they use equal values, wherever these were written."""
+
+    run: RunSection
+    dataset: Component
+    model: Component
+    engine: EngineSection
+    hooks: tuple[Component, ...]
+    eval: Mapping[str, Any]
+    """The `[eval]` tables as they are written, references included."""
+    path: FilePath | None = field(compare=False)
+    text: str = field(compare=False)
+    """The file as it is, or the given mapping as TOML; without what it extends and what `set` changed."""
+    resolved: dict[str, Any] = field(compare=False)
+    """Every value used, defaults of sections and constructors included: `dumps` can write it and `load_config` reads
+    it to an equal config. What came from the environment stands there as its `${env:…}`."""
+
+
+def load_config(
+    source: str | FilePath | Mapping[str, Any],
+    *,
+    set: Mapping[str, Any] | Sequence[str] = (),
+    for_eval: str | None = None,
+) -> Config:
+    """Read and check a config: a TOML file, a directory with a cfg.toml, or a mapping of the same form.
+
+    `set` holds the values of `--set`, as texts `a.b=VALUE` or as `{"a.b": value}`; they win over all files.
+    `for_eval` merges `[eval.<stream>]` over the rest, and its hooks (none, if it has none) replace the training hooks.
+
+    Imports the modules the config names, for which its folder and the current directory go to the front of
+    `sys.path`; builds nothing. Raises ConfigError with every problem found, each with its place.
+    """
+    try:
+        return _load(source, set, for_eval)
+    except RecursionError:
+        raise InvalidConfig(Problem("the config is nested too deeply")) from None
+
+
+def _load(
+    source: str | FilePath | Mapping[str, Any], set: Mapping[str, Any] | Sequence[str], for_eval: str | None
+) -> Config:
+    tree, path, text = read(source)
+    make_importable(path.parent if path is not None else FilePath(), FilePath())
+    overrides, problems = read_overrides(set)
+    after_merge = [each for each in overrides if for_eval is not None and each.path[0] != "eval"]
+    for override in overrides:
+        if override not in after_merge:
+            tree = override.apply(tree, problems)
+    streams = _eval_streams(tree, problems)
+    if for_eval is not None:
+        tree = _merged_for_eval(tree, streams.get(for_eval))
+    for override in after_merge:
+        tree = override.apply(tree, problems)
+
+    reading = _Reading(problems)
+    config = reading.config(tree, path, text)
+    for stream in streams.values() if for_eval is None else ():
+        # A mistake in an evaluation's section is to be found before the training, not after it.
+        evaluation = _Reading([], env_optional=True)
+        evaluation.config(_merged_for_eval(tree, stream), path, text)
+        problems += [each for each in evaluation.problems if (each.origin, each.message) not in _seen(problems)]
+    if config is None or problems:
+        shown_problems = [_without_secrets(each, reading.secrets) for each in problems]
+        shown_problems.sort(key=lambda each: (each.file or "", each.line or 0, each.column or 0))
+        raise InvalidConfig(*shown_problems) from next((each.cause for each in problems if each.cause), None)
+    return config
+
+
+def _eval_streams(tree: Node, problems: list[Problem]) -> dict[str, Node]:
+    """The `[eval.<stream>]` tables, with only the keys they may have."""
+    section = tree.child("eval")
+    if section is None:
+        return {}
+    if section.table is None:
+        problems.append(Problem(f"eval must be a table of streams, not {shown(section)}", "eval", section.at))
+        return {}
+    streams: dict[str, Node] = {}
+    for name, node in section.table.items():
+        if node.table is None:
+            message = f"eval.{name} must be a table, not {shown(node)}"
+            hint = f"the section of one stream is [eval.<stream>.{name}]" if name in _PARTS else ""
+            problems.append(Problem(message, f"eval.{name}", node.at, hint))
+            continue
+        strange = [key for key in node.table if key not in _PARTS]
+        problems += [unknown_key(("eval", name, key), node.table[key], _PARTS) for key in strange]
+        streams[name] = node.without(*strange)
+    return streams
+
+
+def _merged_for_eval(tree: Node, section: Node | None) -> Node:
+    training = tree.without("hooks")
+    return training if section is None else merge(training, section)
+
+
+def _seen(problems: list[Problem]) -> list[tuple[Origin, str]]:
+    return [(each.origin, each.message) for each in problems]
+
+
+def _without_secrets(problem: Problem, secrets: Mapping[str, str]) -> Problem:
+    """A message of somebody else's (an import, a validator) may quote what the environment gave."""
+    message = problem.message
+    for value, reference in secrets.items():
+        if len(value) >= 4:  # shorter ones are in any text
+            message = message.replace(value, reference).replace(repr(value)[1:-1], reference)
+    return replace(problem, message=message)
+
+
+@dataclass(slots=True)
+class _Reading:
+    """Makes a Config of a merged tree; owns the problems found on the way."""
+
+    problems: list[Problem]
+    env_optional: bool = False
+    secrets: dict[str, str] = field(default_factory=dict[str, str])
+
+    def config(self, tree: Node, path: FilePath | None, text: str) -> Config | None:
+        tree = self._resolved(without_markers(tree, self.problems, skip="eval"))
+        self._unknown_tables(tree)
+        run, run_values = self._section("run", RunSection, tree)
+        engine, engine_values = self._section("engine", EngineSection, tree)
+        dataset = self._component("dataset", tree)
+        model = self._component("model", tree)
+        hooks = self._hooks(tree)
+        if self.problems or run is None or engine is None or dataset is None or model is None or None in hooks:
+            return None
+        evaluation = tree.child("eval")
+        as_written: dict[str, Any] = evaluation.given() if evaluation is not None else {}
+        resolved: dict[str, Any] = {
+            "run": run_values,
+            "dataset": dict(dataset.settings),
+            "model": dict(model.settings),
+            "engine": without_empty_deadlines(engine_values),
+            "hooks": [dict(hook.settings) for hook in hooks if hook is not None],
+            **({"eval": as_written} if as_written else {}),
+        }
+        built = tuple(hook for hook in hooks if hook is not None)
+        return Config(run, dataset, model, engine, built, as_written, path, text, resolved)
+
+    def _resolved(self, tree: Node) -> Node:
+        values = {name: section().model_dump(exclude_none=True) for name, section in _SECTIONS.items()}
+        references = References(tree, from_value(values)[0], self.env_optional, secrets=self.secrets)
+        tree = references.resolve(skip="eval")
+        self.problems += references.problems
+        return tree
+
+    def _unknown_tables(self, tree: Node) -> None:
+        for name, node in (tree.table or {}).items():
+            if name not in (*_PARTS, "eval"):
+                problem = unknown_key((name,), node, (*_PARTS, "eval", "extends"), "table")
+                self.problems.append(_with_home(problem, name, ""))
+
+    def _section(self, name: str, section: type[_S], tree: Node) -> tuple[_S | None, dict[str, Any]]:
+        node = tree.child(name) or Node({}, Origin(name), Origin(name))
+        known = section.model_fields
+        checked = check(strictly(TypeAdapter(section)), node, (name,), known=known)
+        if checked.problems or any(each.broken for _, each in node.walk()):
+            self.problems += [_with_home(each, each.key.rpartition(".")[2], name) for each in checked.problems]
+            return None, {}
+        stated = checked.node.written()
+        values = checked.value.model_dump(exclude_none=True)
+        return checked.value, {key: stated.get(key, value) for key, value in values.items()}
+
+    def _component(self, name: Any, tree: Node) -> Component | None:
+        node = tree.child(name)
+        if node is None:
+            hint = f'write [{name}] and class = "package.module:Name"'
+            self.problems.append(Problem(f"there is no [{name}]", name, Origin(file=tree.at.file), hint))
+            return None
+        return read_component(node, (name,), name, self.problems)
+
+    def _hooks(self, tree: Node) -> list[Component | None]:
+        node = tree.child("hooks")
+        if node is None or node.broken:
+            return []
+        if node.items is None:
+            message = f"hooks must be an array of tables, not {shown(node)}"
+            hint = 'write [[hooks]] and class = "…" for each hook'
+            self.problems.append(Problem(message, "hooks", node.at, hint))
+            return []
+        return [read_component(each, ("hooks", index), "hook", self.problems) for index, each in enumerate(node.items)]
+
+
+def _with_home(problem: Problem, name: str, section: str) -> Problem:
+    """For an unknown key that another section has: say which."""
+    homes = [home for home, model in _SECTIONS.items() if name in model.model_fields and home != section]
+    is_unknown = problem.message.startswith(f"`{name}` is no ")
+    return replace(problem, hint=f"it belongs to [{homes[0]}]") if homes and is_unknown else problem

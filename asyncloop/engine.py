@@ -1,0 +1,759 @@
+"""Engine: the loop. It plans, the model thread runs, hooks follow.
+
+    async with the session (model thread, producers, hooks):
+        before_training
+        zeroth epoch: evaluate what there is
+        until finished: train the train stream, evaluate the extra streams, after_epoch
+        after_training, always
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import uuid
+from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, cast, get_args
+
+import anyio
+
+from asyncloop import rng
+from asyncloop.bus import EventBus, Place
+from asyncloop.cadence import Cadence
+from asyncloop.checkpoint import Checkpoints
+from asyncloop.control import Claim, Control
+from asyncloop.errors import ConfigError, DataError, NonFiniteError, UsageError
+from asyncloop.events import (
+    AfterBatch,
+    AfterEpoch,
+    AfterEpochProfile,
+    AfterEvaluation,
+    AfterTraining,
+    BeforeEpoch,
+    BeforeTraining,
+    EpochData,
+    Event,
+    OnException,
+    ParameterChanged,
+    Paused,
+    Resumed,
+    RunInfo,
+)
+from asyncloop.model_thread import Halt, ModelThread, Policy, Rules, Stretch
+from asyncloop.progress import Progress
+from asyncloop.session import OpenStream, Position, Session
+from asyncloop.stats import Timings, WeightedMeans
+from asyncloop.stream import check_streams
+
+__all__ = ["Engine", "Result"]
+
+logger = logging.getLogger("asyncloop")
+
+Source = str | object
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How a call of the engine ended. `metrics`: stream → variable → value of the last epoch that had the stream."""
+
+    reason: str
+    epochs: int
+    steps: int
+    metrics: EpochData
+    dir: Path | None
+    stopped: bool = False
+    """Whether a stop ended it (a hook, control, a signal, cancellation) rather than its own limits."""
+
+
+class _Stopped(Exception):
+    """Leaves the loop after a stop was asked for. Never reaches the user."""
+
+
+@dataclass(slots=True)
+class _Epoch:
+    """What one epoch gathers. Owned by the engine coroutine; `means` of a running stream by the model thread."""
+
+    names: list[str]
+    data: EpochData = field(default_factory=dict[str, dict[str, Any]])
+    profile: dict[str, Any] = field(default_factory=dict[str, Any])
+    logged: dict[str, WeightedMeans] = field(default_factory=dict[str, WeightedMeans])
+    began_s: float = field(default_factory=time.perf_counter)
+    evaluated_at: int | None = None
+
+
+class Engine:
+    """Trains and evaluates a model on a dataset's streams while hooks follow.
+
+    Works inside any running event loop (asyncio, uvloop, trio). Installs no signal handler, configures no logging,
+    touches no global random state (unless `own_rng`), and writes nothing without `output_dir`. Constructing it does
+    nothing but check its arguments (ConfigError). Cancelling the caller's scope is a stop: the step under way is
+    finished, hooks catch up within their deadlines, the state is saved, then the cancellation goes on.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        dataset: Any,
+        hooks: Iterable[Any] = (),
+        *,
+        epochs: int | None = None,
+        steps: int | None = None,
+        train_stream: str = "train",
+        extra_streams: Sequence[str] = (),
+        buffer: int | Literal["auto"] = "auto",
+        epoch_size: int | None = None,
+        batch_size: int | None = None,
+        skip_zeroth_epoch: bool = False,
+        evaluate_every: str | None = None,
+        on_empty_batch: Policy = "error",
+        on_empty_stream: Policy = "error",
+        on_unused_sources: Policy = "warn",
+        on_nonfinite: Policy = "error",
+        seed: int = 0,
+        own_rng: bool = False,
+        output_dir: str | Path | None = None,
+        deadlines: Mapping[str, float] | None = None,
+    ) -> None:
+        self.model, self.dataset = model, dataset
+        self.train_stream, self.extra_streams = train_stream, _listed("extra_streams", extra_streams)
+        self.buffer: int | Literal["auto"] = buffer
+        self.epoch_size, self.skip_zeroth_epoch = epoch_size, skip_zeroth_epoch
+        self.seed, self.own_rng = seed, own_rng
+        self.on_empty_stream: Policy = on_empty_stream
+        self.rules = Rules(
+            tuple(getattr(model, "input_names", ())),
+            batch_size=batch_size,
+            on_empty_batch=on_empty_batch,
+            on_unused_sources=on_unused_sources,
+            on_nonfinite=on_nonfinite,
+        )
+        self._check_arguments(epochs, steps)
+        self._evaluate_every = _evaluation_cadence(evaluate_every)
+        self._deadlines = _deadlines(deadlines)
+        self.output_dir = None if output_dir is None else Path(output_dir)
+        self.progress = Progress(epochs, steps)
+        self.control = Control(getattr(model, "live", None))
+        self.bus = EventBus(hooks)
+        self.run_info = RunInfo(uuid.uuid4().hex[:8], "run", self.output_dir, dataset)
+        self.metrics: EpochData = {}
+        self.thread: ModelThread | None = None
+        """The thread the model was built on, if somebody built it on one; else each session has its own."""
+        self._positions: dict[str, Position] = {}
+        self._session: Session | None = None
+        self._entered: Any = None
+        self._busy = False
+        self._failure: BaseException | None = None
+        self._reason: str | None = None
+        self._epoch: _Epoch | None = None
+        self._log_lock = threading.Lock()
+        self._last_delivered = -1
+        self._evaluated_s = 0.0
+        if self.output_dir is None:
+            for hook, name in self.bus.hooks:
+                if getattr(hook, "needs_output_dir", False):
+                    raise ConfigError(f"hook {name} writes files, but the engine has no output_dir to write to")
+
+    # --- the loop -----------------------------------------------------------------------------------------------
+
+    async def train(self) -> Result:
+        """The zeroth evaluation, then epochs until `epochs`, `steps` or a stop. Raises what model, data or hooks raise."""
+        self._check_streams([self.train_stream, *self.extra_streams])
+        async with self._running():
+            if not self.skip_zeroth_epoch and self.progress.epochs_done == 0 and self.progress.step == 0:
+                await self._zeroth_epoch()
+            while not self.progress.finished:
+                await self._train_epoch()
+        return self._result()
+
+    async def evaluate(self, *streams: str) -> Result:
+        """One pass of each stream without training. No cursor of a training stream moves."""
+        names = list(streams or self.extra_streams)
+        self._check_streams(names)
+        async with self._running():
+            await self._evaluation_epoch(names, {})
+        return self._result()
+
+    async def epoch(self, train: Iterable[Source] = (), evaluate: Iterable[Source] = ()) -> EpochData:
+        """One epoch over streams given by name or as iterables, async iterables or Streams, mixed; its epoch data.
+
+        Counts as a training epoch if there is something to train on. Alone it fires neither before_ nor after_training;
+        inside `async with engine` those come once around all calls.
+        """
+        sources = _named_sources(train, "train") | _named_sources(evaluate, "eval", taken=_named_sources(train, "train"))
+        train_names = [name for name, (_, is_train) in sources.items() if is_train]
+        evaluate_names = [name for name, (_, is_train) in sources.items() if not is_train]
+        given = {name: source for name, (source, _) in sources.items() if not isinstance(source, str)}
+        self._check_streams([name for name in sources if name not in given])
+        data: EpochData = {}
+        async with self._running(announce=False):
+            if train_names:
+                self.progress.epoch = self.progress.epochs_done + 1
+            epoch = await self._begin_epoch([*train_names, *evaluate_names])
+            data = epoch.data
+            for name in train_names:
+                await self._train_on(name, given.get(name), epoch)
+            if evaluate_names:
+                await self._evaluate_streams(evaluate_names, epoch, given)
+            await self._end_epoch(epoch, trained=bool(train_names))
+        self._take_reason()
+        return data
+
+    async def _zeroth_epoch(self) -> None:
+        bounded = self.progress.epochs is not None or self.epoch_size is not None
+        names = [*([self.train_stream] if bounded else []), *self.extra_streams]
+        if names:
+            await self._evaluation_epoch(names, {self.train_stream: self.epoch_size})
+
+    async def _evaluation_epoch(self, names: list[str], limits: Mapping[str, int | None]) -> None:
+        epoch = await self._begin_epoch(names)
+        await self._evaluate_streams(names, epoch, {}, limits)
+        await self._end_epoch(epoch, trained=False)
+
+    async def _train_epoch(self) -> None:
+        self.progress.epoch = self.progress.epochs_done + 1
+        epoch = await self._begin_epoch([self.train_stream, *self.extra_streams])
+        await self._train_on(self.train_stream, None, epoch, self.epoch_size)
+        if self.extra_streams and epoch.evaluated_at != self.progress.step:
+            await self._evaluate_streams(list(self.extra_streams), epoch, {})
+        await self._end_epoch(epoch, trained=True)
+
+    async def _begin_epoch(self, names: list[str]) -> _Epoch:
+        epoch = self._epoch = _Epoch(names)
+        self._check_stop()
+        await self.bus.barrier(self._event(BeforeEpoch, names))
+        self._check_stop()
+        return epoch
+
+    async def _train_on(self, name: str, source: object | None, epoch: _Epoch, size: int | None = None) -> None:
+        """Train on one pass of a stream, or on exactly `size` batches of as many passes as that takes."""
+        session = self._live_session
+        stream = await session.take(name, True, source)
+        stretch = self._stretch(stream, epoch)
+        stretch.batches = size
+        accepted_before = 0
+        while True:
+            stretch.until_step = self._next_planned_step()
+            stretch.until_s = self._next_planned_s()
+            halt = await self._advance(stream, stretch)
+            over = halt == "batches" or self.progress.steps_left == 0
+            if halt == "end":
+                accepted, accepted_before = stretch.n_accepted - accepted_before, stretch.n_accepted
+                await session.end_pass(stream)
+                self._check_empty(name, accepted)
+                if size is None or accepted == 0:
+                    break
+                stream = await session.take(name, True, source)
+                stretch.feed, stretch.index, stretch.cursor = stream.feed, stream.position.index, stream.position.cursor
+            elif await self._between_steps(stream, stretch, halt, over) or over:
+                break
+        await self._end_training_of(name, stretch, epoch)
+
+    async def _end_training_of(self, name: str, stretch: Stretch, epoch: _Epoch) -> None:
+        if self._is_last_epoch:
+            await self._deliver_last()
+        await self._close_stretch(name, stretch, epoch)
+
+    async def _evaluate_streams(
+        self,
+        names: list[str],
+        epoch: _Epoch,
+        given: Mapping[str, object],
+        limits: Mapping[str, int | None] | None = None,
+    ) -> None:
+        """Evaluate streams one after the other, then `after_evaluation`. A stop discards it."""
+        for name in names:
+            stream = await self._live_session.take(name, False, given.get(name))
+            stretch = self._stretch(stream, epoch)
+            stretch.batches = (limits or {}).get(name)
+            while (await self._advance(stream, stretch)) == "asked":
+                await self._pause_if_asked()
+            await self._live_session.end_pass(stream)
+            self._check_empty(name, stretch.n_accepted)
+            await self._close_stretch(name, stretch, epoch)
+        await self._gather_logged(epoch)
+        epoch.evaluated_at = self.progress.step
+        self._evaluated_s = time.perf_counter()
+        await self.bus.barrier(self._event(AfterEvaluation, epoch.data, names))
+        self._remember_metrics(epoch)
+        self._check_failure()
+
+    async def _end_epoch(self, epoch: _Epoch, trained: bool) -> None:
+        if trained:
+            self.progress.epochs_done = self.progress.epoch
+        await self._gather_logged(epoch)
+        last = trained and self.progress.finished
+        began_s = time.perf_counter()
+        await self.bus.barrier(self._event(AfterEpoch, epoch.data), last=last)
+        self._remember_metrics(epoch)
+        self._check_failure()
+        await self.bus.barrier(self._event(AfterEpochProfile, self._profile(epoch, began_s), epoch.names))
+        self._check_failure()
+        await self._apply_changes()
+        await self._save_if_asked()
+        await self._pause_if_asked()
+
+    # --- between steps ------------------------------------------------------------------------------------------
+
+    def _next_planned_step(self) -> int | None:
+        """The next step at which something is due; until then the model thread asks nobody."""
+        step = self.progress.step
+        due = [self.progress.steps]
+        if self._evaluate_every is not None and self._evaluate_every.unit == "steps":
+            due.append(self._evaluate_every.next_due(step))
+        for own in self.bus.lockstep_hooks:
+            cadence = own.cadence
+            if cadence is None or cadence.unit == "epochs":
+                due.append(step + 1)
+            elif cadence.unit == "steps":
+                due.append(cadence.next_due(step))
+        return min((n for n in due if n is not None and n > step), default=None)
+
+    def _next_planned_s(self) -> float | None:
+        every = self._evaluate_every
+        return self._evaluated_s + every.interval if every is not None and every.unit == "seconds" else None
+
+    async def _advance(self, stream: OpenStream, stretch: Stretch) -> Halt:
+        """Run the next stretch; the counters follow whether it ends well or not."""
+        self._check_stop()
+        self.control.pending = False
+        try:
+            halt = await self._live_session.run(stream, stretch)
+        finally:
+            self.progress.step = stretch.step
+        self._check_stop()
+        return halt
+
+    async def _between_steps(self, stream: OpenStream, stretch: Stretch, halt: Halt, over: bool) -> bool:
+        """What is due at the step the thread has stopped at; whether the stream turned out to be over.
+
+        Order: lockstep hooks, evaluation, changes of parameters, the checkpoint of this step, a pause. If the stream is
+        over, the evaluations and the checkpoint are left to the end of the epoch, so that each happens once a step.
+        """
+        step = self.progress.step
+        if halt in ("step", "time"):
+            await self.bus.lockstep(step, stream.name)
+            self._check_stop()
+        if over:
+            return True
+        asked = self._evaluations_due(halt)
+        if asked or self.control.wants_checkpoint:
+            if not self.epoch_size and await self._live_session.peek_end(stream):
+                return False  # the next stretch ends at once, and the epoch's end takes care of everything
+            self._check_stop()
+        if asked:
+            self._check_streams(asked)
+            await self._evaluate_streams(asked, self._inner_epoch(asked), {})
+            self._check_stop()
+        await self._apply_changes()
+        await self._save_if_asked()
+        await self._pause_if_asked()
+        return False
+
+    def _evaluations_due(self, halt: Halt) -> list[str]:
+        """The streams to evaluate at this step, each once."""
+        names: dict[str, None] = {}
+        for wish in self.control.take_evaluations():
+            names.update(dict.fromkeys(wish or self.extra_streams))
+        every = self._evaluate_every
+        if every is not None:
+            by_step = every.unit == "steps" and halt == "step" and every.due(self.progress.step)
+            by_time = every.unit == "seconds" and time.perf_counter() >= (self._next_planned_s() or 0)
+            if by_step or by_time:
+                names.update(dict.fromkeys(self.extra_streams))
+        return list(names)
+
+    def _inner_epoch(self, names: list[str]) -> _Epoch:
+        """An evaluation inside an epoch gathers its own data; the epoch under way only notes that it happened."""
+        assert self._epoch is not None
+        inner = _Epoch(names, logged=self._epoch.logged)
+        if set(names) >= set(self.extra_streams):
+            inner.profile = {}
+        return inner
+
+    async def _apply_changes(self) -> None:
+        changes = self.control.take_changes()
+        if changes:
+            await self._live_session.set_parameters(changes)
+            for name, value in changes.items():
+                self.bus.publish(self._event(ParameterChanged, name, value))
+
+    async def _save_if_asked(self) -> None:
+        requests = self.control.take_checkpoints()
+        if requests:
+            await self._live_session.save(self.progress.step, self._record(), requests)
+
+    async def _pause_if_asked(self) -> None:
+        """Wait while paused; parameters may be changed and checkpoints taken meanwhile."""
+        if not self.control.paused or self.control.stop_reason is not None:
+            return
+        self.bus.publish(self._event(Paused))
+        while self.control.paused and self.control.stop_reason is None and self._failure is None:
+            await self._apply_changes()
+            await self._save_if_asked()
+            await self._live_session.sleep()
+        self.bus.publish(self._event(Resumed))
+        self._check_stop()
+
+    # --- beginning and end --------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def _running(self, announce: bool = True) -> AsyncGenerator[None]:
+        """A session around a call, with before_ and after_training unless an outer `async with engine` has them."""
+        if self._busy:
+            raise UsageError("this engine is running already; one engine runs one call at a time")
+        self._busy = True
+        try:
+            if self._session is not None:
+                try:
+                    yield
+                except _Stopped:
+                    pass
+            else:
+                async with self._opened(announce):
+                    yield
+        finally:
+            self._busy = False
+
+    @asynccontextmanager
+    async def _opened(self, announce: bool) -> AsyncGenerator[None]:
+        failure: BaseException | None = None
+        self._failure = None
+        session = self._session = self._new_session()
+        try:
+            async with session:
+                try:
+                    if announce:
+                        await self._begin()
+                    yield
+                except _Stopped:
+                    pass
+                except BaseException as error:
+                    failure = error
+                try:
+                    with anyio.CancelScope(shield=True):
+                        failure = await self._finish(failure, announce)
+                finally:
+                    self.control.end()
+        finally:
+            self._session = None
+        if failure is not None:
+            raise failure
+
+    async def __aenter__(self) -> Engine:
+        """One before_training and after_training around several calls of `epoch`, `evaluate` and `train`."""
+        if self._session is not None:
+            raise UsageError("this engine is running already")
+        self._entered = self._opened(announce=True)
+        await self._entered.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        entered, self._entered = self._entered, None
+        await entered.__aexit__(kind, error, trace)
+
+    def _new_session(self) -> Session:
+        checkpoints = None if self.output_dir is None else Checkpoints(self.output_dir / "checkpoints")
+        return Session(
+            model=self.model,
+            dataset=self.dataset,
+            bus=self.bus,
+            run=self.run_info,
+            control=self.control,
+            rules=self.rules,
+            seed=self.seed,
+            buffer=self.buffer,
+            checkpoints=checkpoints,
+            thread=self.thread,
+            positions=self._positions,
+            on_failure=self._hook_failed,
+            on_log=self._log_from_hook,
+            follows=self._follows,
+        )
+
+    async def _begin(self) -> None:
+        if self.own_rng:
+            rng.seed_globals(self.seed)
+        self._evaluated_s = time.perf_counter()
+        await self.bus.barrier(self._event(BeforeTraining))
+        self._check_stop()
+
+    async def _finish(self, failure: BaseException | None, announce: bool) -> BaseException | None:
+        """Last step, last save, on_exception, after_training. What fails here never hides what failed before."""
+        cancelled = failure is not None and not isinstance(failure, Exception)
+        if failure is None and self._failure is not None:
+            failure = self._failure
+        if cancelled:
+            self.control.stop("cancelled")
+        if failure is not None:
+            self.bus.release_thread(True)
+        model_failed = failure is not None and not cancelled and failure is not self._failure and not _from_data(failure)
+        try:
+            if self.control.aborted:
+                self.bus.drop_backlog()
+            else:
+                await self._deliver_last()
+                await self.bus.settle()
+                if announce and not model_failed:
+                    await self._save_last()
+        except Exception as error:
+            failure = _joined(failure, error)
+        if failure is self._failure or self._failure is None:
+            pass
+        elif failure is None or not _same(failure, self._failure):
+            failure = _joined(failure, self._failure)
+        if announce:
+            failed = failure is not None and not cancelled
+            if failed:
+                await self.bus.announce(self._event(OnException, failure))
+            seen = self._failure
+            self._reason = self._why(failure if failed else None)
+            await self.bus.barrier(self._event(AfterTraining, not failed, self._reason), only_set_up=True)
+            if self._failure is not seen and self._failure is not None and failure is not self._failure:
+                failure = _joined(failure, self._failure)
+        return failure
+
+    async def _save_last(self) -> None:
+        if self.output_dir is not None and self.progress.step > 0:
+            self.control.checkpoint(Claim("end", keep=1))
+        await self._save_if_asked()
+        await self._live_session.written()
+        await self.bus.settle()
+
+    async def _deliver_last(self) -> None:
+        """The last step is always due: hooks whose cadence skipped it get it now."""
+        thread = self._live_session.thread
+        last = thread.last
+        if last is None or last.step == self._last_delivered:
+            return
+        await self.bus.flush()
+        last = await thread.last_with(self.bus.last_asks(last))
+        if last is not None:
+            self._last_delivered = last.step
+            self.bus.publish_last(last)
+
+    # --- small things -------------------------------------------------------------------------------------------
+
+    def _event(self, kind: type[Event], *fields: Any) -> Event:
+        return kind(self.run_info, self.control, self.progress.epoch, self.progress.step, *fields)
+
+    @property
+    def _live_session(self) -> Session:
+        assert self._session is not None, "only called while running"
+        return self._session
+
+    @property
+    def _is_last_epoch(self) -> bool:
+        progress = self.progress
+        return progress.steps_left == 0 or (progress.epochs is not None and progress.epoch >= progress.epochs)
+
+    def _follows(self, name: str, train: bool) -> tuple[str, bool] | None:
+        """Which stream comes after this one, so that its producers can fill while this one ends."""
+        if self._epoch is None or name not in self._epoch.names or self.control.stop_reason is not None:
+            return None
+        if train and self.epoch_size is not None and name == self.train_stream:
+            return name, True
+        names = self._epoch.names
+        following = names[names.index(name) + 1 :]
+        if following:
+            return (following[0], False) if following[0] in self.extra_streams else None
+        if self.train_stream in names or set(names) <= set(self.extra_streams):
+            return None if self._ends_with_this_epoch(train) else (self.train_stream, True)
+        return None
+
+    def _ends_with_this_epoch(self, train: bool) -> bool:
+        progress = self.progress
+        if progress.epoch == 0:
+            return progress.epochs == 0 or progress.steps == 0
+        return self._is_last_epoch or progress.steps is not None
+
+    def _stretch(self, stream: OpenStream, epoch: _Epoch) -> Stretch:
+        place = Place(self.run_info, self.control, self.progress.epoch, stream.name, stream.train)
+        stretch = Stretch(stream.feed, place, stream.position.index, self.progress.step)
+        stretch.cursor = stream.position.cursor
+        epoch.profile[f"read_batch_{stream.name}"] = stretch.read
+        epoch.profile[f"eval_batch_{stream.name}"] = stretch.ran
+        return stretch
+
+    async def _close_stretch(self, name: str, stretch: Stretch, epoch: _Epoch) -> None:
+        if stretch.n_dropped:
+            logger.warning(
+                "stream %r: %d batches of another size than batch_size=%s were dropped",
+                name, stretch.n_dropped, self.rules.batch_size,
+            )  # fmt: skip
+        epoch.data[name] = await self._live_session.thread.call(stretch.means.result)
+
+    async def _gather_logged(self, epoch: _Epoch) -> None:
+        """Every hook has handled the batches; what they logged joins the epoch data."""
+        await self.bus.settle()
+        with self._log_lock:
+            for name, means in epoch.logged.items():
+                if name in epoch.data:
+                    epoch.data[name].update(means.result())
+
+    def _log_from_hook(self, event: Event, name: str, value: Any) -> None:
+        stream = event.stream if isinstance(event, AfterBatch) else self.train_stream
+        if self._epoch is not None:
+            with self._log_lock:
+                self._epoch.logged.setdefault(stream, WeightedMeans()).add(name, float(value), 1.0)
+
+    def _remember_metrics(self, epoch: _Epoch) -> None:
+        self.metrics.update({name: dict(values) for name, values in epoch.data.items()})
+
+    def _profile(self, epoch: _Epoch, hooks_began_s: float) -> dict[str, Any]:
+        """Where the epoch's time went. Overlap is the stages' sum over the wall clock: above 1, they ran at once."""
+        now = time.perf_counter()
+        hooks = Timings()
+        hooks.add(now - hooks_began_s)
+        spent = self.bus.take_spent()
+        profile: dict[str, Any] = {**epoch.profile, "after_epoch_hooks": hooks}
+        making_s = 0.0
+        for name in epoch.names:
+            profile[f"after_batch_hooks_{name}"] = spent.get(name, Timings())
+            statistics = self._live_session.statistics(name)
+            if statistics is not None:
+                profile[f"depth_{name}"] = statistics.depth
+                profile[f"model_waits_{name}"] = statistics.taker_waits
+                profile[f"producer_waits_{name}"] = statistics.producer_waits
+        stages = [value.total for key, value in profile.items() if key.startswith(("eval_batch_", "after_batch_hooks_"))]
+        profile["overlap"] = (sum(stages) + making_s) / max(now - epoch.began_s, 1e-9)
+        return profile
+
+    def _record(self) -> dict[str, Any]:
+        """What the engine itself needs to go on from a checkpoint."""
+        record: dict[str, Any] = {
+            "epoch": self.progress.epoch,
+            "epochs_done": self.progress.epochs_done,
+            "seed": self.seed,
+            "positions": {
+                name: {"pass": at.number, "index": at.index, "cursor": at.cursor} for name, at in self._positions.items()
+            },
+        }
+        if self.own_rng:
+            record["rng"] = rng.capture()
+        return record
+
+    def _hook_failed(self, error: BaseException) -> None:
+        """A hook or the checkpoint writer failed by policy: the first one ends the run, the others are noted on it."""
+        if self._failure is None:
+            self._failure = error
+        else:
+            _joined(self._failure, error)
+        self.control.attract()
+        self.bus.release_thread(True)
+
+    def _check_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _check_stop(self) -> None:
+        self._check_failure()
+        if self.control.stop_reason is not None:
+            raise _Stopped
+
+    def _check_empty(self, name: str, n_accepted: int) -> None:
+        if n_accepted == 0 and self.on_empty_stream != "ignore":
+            what = f"stream {name!r} gave no batch to run in this pass"
+            if self.on_empty_stream == "error":
+                raise DataError(what + "; check the source, or set on_empty_stream = 'warn'")
+            logger.warning("%s", what)
+
+    def _check_streams(self, names: list[str]) -> None:
+        check_streams(self.dataset, names)
+
+    def _check_arguments(self, epochs: int | None, steps: int | None) -> None:
+        problems: list[str] = []
+        for name, value, least in (("epochs", epochs, 0), ("steps", steps, 0), ("epoch_size", self.epoch_size, 1),
+                                   ("batch_size", self.rules.batch_size, 1)):  # fmt: skip
+            if value is not None and (not isinstance(cast(object, value), int) or value < least):
+                problems.append(f"{name} is a whole number of at least {least}, not {value!r}")
+        if self.buffer != "auto" and (not isinstance(cast(object, self.buffer), int) or self.buffer < 0):
+            problems.append(f"buffer is a number of batches or 'auto', not {self.buffer!r}")
+        for name, policy in (
+            ("on_empty_batch", self.rules.on_empty_batch), ("on_empty_stream", self.on_empty_stream),
+            ("on_unused_sources", self.rules.on_unused_sources), ("on_nonfinite", self.rules.on_nonfinite),
+        ):  # fmt: skip
+            if policy not in get_args(Policy):
+                problems.append(f"{name} is 'ignore', 'warn' or 'error', not {policy!r}")
+        if problems:
+            raise ConfigError(*problems)
+
+    def _why(self, failure: BaseException | None) -> str:
+        if failure is not None:
+            return f"{type(failure).__name__}: {failure}"
+        return self.control.stop_reason or self.progress.why_finished or "done"
+
+    def _take_reason(self) -> tuple[str, bool]:
+        """Why this call ended, and whether that was a stop; a later call starts without it."""
+        stopped = self.control.stop_reason is not None
+        reason = self._why(None)
+        self.control.stop_reason, self.control.aborted = None, False
+        return reason, stopped
+
+    def _result(self) -> Result:
+        reason, stopped = self._take_reason()
+        progress = self.progress
+        return Result(reason, progress.epochs_done, progress.step, dict(self.metrics), self.output_dir, stopped)
+
+
+def _listed(name: str, value: object) -> tuple[str, ...]:
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise ConfigError(f"{name} is a list of stream names, not {value!r}")
+    return tuple(cast("Sequence[str]", value))
+
+
+def _evaluation_cadence(every: str | None) -> Cadence | None:
+    if every is None:
+        return None
+    cadence = Cadence.parse(every)
+    if cadence.unit == "epochs":
+        raise ConfigError(f"evaluate_every counts steps or seconds inside an epoch, not {every!r}")
+    return cadence
+
+
+def _deadlines(given: Mapping[str, float] | None) -> dict[str, float]:
+    known = ("batch", "step")
+    for name, seconds in (given or {}).items():
+        if name not in known or seconds <= 0:
+            raise ConfigError(f"deadlines are positive seconds for {' and '.join(known)}, not {name!r} = {seconds!r}")
+    return dict(given or {})
+
+
+def _named_sources(
+    sources: Iterable[Source], kind: str, taken: Mapping[str, Any] | None = None
+) -> dict[str, tuple[Source, bool]]:
+    """Names for the streams of an epoch: their own, or `unnamed_<kind>_<n>` for iterables. Duplicates are an error."""
+    if isinstance(sources, str):
+        raise ConfigError(f"give the streams as a list, not the string {sources!r}")
+    named: dict[str, tuple[Source, bool]] = {}
+    for n, source in enumerate(sources):
+        name = source if isinstance(source, str) else f"unnamed_{kind}_{n}"
+        if name in named or name in (taken or {}):
+            raise ConfigError(f"stream {name!r} is given twice; an epoch runs each stream once")
+        named[name] = (source, kind == "train")
+    return named
+
+
+def _from_data(error: BaseException) -> bool:
+    """Whether a producer raised it: the model is fine then, and its state is worth saving."""
+    notes = getattr(error, "__notes__", [])
+    return any(note.startswith("stream ") for note in notes) and not isinstance(error, NonFiniteError)
+
+
+def _same(one: BaseException, other: BaseException) -> bool:
+    return one is other
+
+
+def _joined(first: BaseException | None, second: BaseException) -> BaseException:
+    """The first error stays the error; the second is logged and noted on it, so neither hides the other."""
+    if first is None or first is second:
+        return second
+    logger.error("another error, after %s: %s", type(first).__name__, second, exc_info=second)
+    first.add_note(f"after that, also {type(second).__name__}: {second}")
+    return first

@@ -1,0 +1,46 @@
+"""The global random generators of Python, numpy and torch, for runs that own the process (`own_rng`)."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Mapping
+from typing import Any, cast
+
+import numpy as np
+
+__all__ = ["capture", "restore", "seed_globals"]
+
+
+def seed_globals(seed: int) -> None:
+    """Seed Python's and numpy's global generators, and torch's if torch is loaded."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        torch.manual_seed(seed)
+
+
+def capture() -> dict[str, Any]:
+    """Their states as JSON values."""
+    version, words, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = cast("tuple[Any, ...]", np.random.get_state())  # noqa: NPY002
+    states: dict[str, Any] = {
+        "python": [version, list(words), gauss],
+        "numpy": [name, keys.tolist(), position, has_gauss, cached],
+    }
+    torch = sys.modules.get("torch")
+    if torch is not None:
+        states["torch"] = torch.get_rng_state().tolist()
+    return states
+
+
+def restore(states: Mapping[str, Any]) -> None:
+    """Put them back. Torch's only if torch is loaded."""
+    version, words, gauss = states["python"]
+    random.setstate((version, tuple(words), gauss))
+    name, keys, position, has_gauss, cached = states["numpy"]
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, cached))  # noqa: NPY002
+    torch = sys.modules.get("torch")
+    if torch is not None and "torch" in states:
+        torch.set_rng_state(torch.tensor(states["torch"], dtype=torch.uint8))

@@ -1,0 +1,293 @@
+"""Session: what exists only while an engine runs. The model thread, the hooks' tasks, the opened streams, and the save in flight.
+
+Teardown is the reading order reversed: producers are cancelled, the thread finishes its step, hooks drain, tasks end.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import anyio
+from anyio.abc import TaskGroup
+
+from asyncloop.batch import Cursor
+from asyncloop.bus import EventBus, Marker
+from asyncloop.checkpoint import Checkpoints, copy_state, refuse_nonfinite
+from asyncloop.control import Claim, Control, PendingCheckpoint
+from asyncloop.errors import CheckpointError
+from asyncloop.events import CheckpointSaved, RunInfo
+from asyncloop.model_thread import Halt, ModelThread, Rules, Stretch
+from asyncloop.stream import BufferStatistics, Feed, Pass, open_feed, open_node
+from asyncloop.threads import LoopHandle, LoopSleeper, OwnThread
+
+__all__ = ["OpenStream", "Position", "Session"]
+
+logger = logging.getLogger("asyncloop")
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """Where a training stream stands: the pass, the index of the next batch in it, and the stream's own cursor."""
+
+    number: int = 1
+    index: int = 0
+    cursor: Cursor = None
+
+
+@dataclass(slots=True)
+class OpenStream:
+    """A stream being read: one feed of one pass."""
+
+    name: str
+    train: bool
+    feed: Feed
+    position: Position
+
+
+class _WarmUp:
+    """A stream being opened ahead of time."""
+
+    def __init__(self) -> None:
+        self.ready = anyio.Event()
+        self.stream: OpenStream | None = None
+        self.error: Exception | None = None
+
+
+class Session:
+    """Owns every task, thread and feed of a running engine. An async context manager; lives on the event loop."""
+
+    def __init__(
+        self,
+        *,
+        model: Any,
+        dataset: Any,
+        bus: EventBus,
+        run: RunInfo,
+        control: Control,
+        rules: Rules,
+        seed: int,
+        buffer: int | Literal["auto"],
+        checkpoints: Checkpoints | None,
+        thread: ModelThread | None,
+        positions: dict[str, Position],
+        on_failure: Callable[[BaseException], None],
+        on_log: Callable[..., None],
+        follows: Callable[[str, bool], tuple[str, bool] | None],
+    ) -> None:
+        self.bus, self.control, self._run_info = bus, control, run
+        self._model, self._dataset, self._rules, self._seed, self._buffer = model, dataset, rules, seed, buffer
+        self._checkpoints, self._given_thread, self._positions = checkpoints, thread, positions
+        self._on_failure, self._on_log, self._follows = on_failure, on_log, follows
+        self._stack = AsyncExitStack()
+        self._open: dict[str, OpenStream] = {}
+        self._warm: dict[tuple[str, bool], _WarmUp] = {}
+        self._costs: dict[str, float] = {}
+        self._statistics: dict[str, BufferStatistics] = {}
+        self._running: Feed | None = None
+        self._saving: anyio.Event | None = None
+        self._closing = False
+
+    async def __aenter__(self) -> Session:
+        self._stack = await AsyncExitStack().__aenter__()
+        try:
+            await self._enter()
+        except BaseException:
+            await self.__aexit__(None, None, None)
+            raise
+        return self
+
+    async def _enter(self) -> None:
+        self._sleeper = LoopSleeper(LoopHandle())
+        self.thread = self._given_thread or await self._stack.enter_async_context(ModelThread())
+        self._writer = await self._stack.enter_async_context(OwnThread("asyncloop checkpoints", grace_s=60.0))
+        self.tasks: TaskGroup = await self._stack.enter_async_context(anyio.create_task_group())
+        if hasattr(self._dataset, "__aenter__"):
+            await self._stack.enter_async_context(self._dataset)
+        live: Mapping[str, type] = getattr(self._model, "live", None) or {}
+        self.control.attach(live, self._attracted)
+        self.bus.open(self.tasks, fail=self._on_failure, stop=self.control.stop, log=self._on_log)
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._closing = True
+        with anyio.CancelScope(shield=True):
+            await self._close_feeds()
+            await self.written()
+            self.bus.close()
+        self.control.attach({}, lambda: None)
+        await self._stack.__aexit__(None, None, None)
+
+    def _attracted(self) -> None:
+        """Somebody used a control verb, on whatever thread: a thread or an engine that waits must look."""
+        feed = self._running
+        if feed is not None:
+            feed.interrupt()
+        self._sleeper.wake()
+
+    async def sleep(self) -> None:
+        """Wait for the next control verb."""
+        self._sleeper.asleep = True
+        await self._sleeper.sleep()
+
+    # --- streams ------------------------------------------------------------------------------------------------
+
+    async def take(self, name: str, train: bool, source: object | None) -> OpenStream:
+        """The stream, opened: carried over from the last epoch, warmed up already, or opened now."""
+        if train and name in self._open:
+            return self._open[name]
+        warm = self._warm.pop((name, train), None)
+        if warm is not None:
+            await warm.ready.wait()
+            if warm.error is not None:
+                raise warm.error
+            assert warm.stream is not None
+            stream = warm.stream
+        else:
+            stream = await self._open_stream(name, train, source)
+        if train:
+            self._open[name] = stream
+        return stream
+
+    async def _open_stream(
+        self, name: str, train: bool, source: object | None, position: Position | None = None
+    ) -> OpenStream:
+        if position is None:
+            position = self._positions.get(name, Position()) if train else Position(number=0)
+        at = Pass(name, position.number, self._seed)
+        node = await open_node(self._dataset, name, source, at)
+        feed = open_feed(
+            node,
+            at,
+            position.cursor,
+            buffer=self._buffer,
+            known_cost_s=self._costs.get(name),
+            tasks=self.tasks,
+            close_on_model_thread=self.thread.call,
+            on_exhausted=lambda: self._exhausted(name, train),
+        )
+        return OpenStream(name, train, feed, position)
+
+    async def end_pass(self, stream: OpenStream) -> None:
+        """The stream is over: its feed is closed, and the next training pass starts from the beginning."""
+        cost_s = stream.feed.cost_s
+        if cost_s is not None:
+            self._costs[stream.name] = cost_s
+        statistics = stream.feed.statistics()
+        if statistics is not None:
+            self._statistics[stream.name] = statistics
+        await stream.feed.aclose()
+        if stream.train:
+            self._open.pop(stream.name, None)
+            self._positions[stream.name] = Position(number=stream.position.number + 1)
+
+    def statistics(self, name: str) -> BufferStatistics | None:
+        """The gauges of a stream's buffer, of the pass under way or of the last one."""
+        stream = self._open.get(name)
+        return (stream.feed.statistics() if stream else None) or self._statistics.get(name)
+
+    def _exhausted(self, name: str, train: bool) -> None:
+        """The producers of a stream have made its last batch: those of the next one may begin."""
+        following = None if self._closing else self._follows(name, train)
+        if following is None or following in self._warm:
+            return
+        position = None
+        if following[1] and following[0] in self._open:  # the same training stream again: its next pass
+            position = Position(number=self._open[following[0]].position.number + 1)
+        warm = self._warm[following] = _WarmUp()
+        self.tasks.start_soon(self._warm_up, following, warm, position)
+
+    async def _warm_up(self, which: tuple[str, bool], warm: _WarmUp, position: Position | None) -> None:
+        try:
+            warm.stream = await self._open_stream(*which, None, position)
+        except Exception as error:
+            warm.error = error
+        finally:
+            warm.ready.set()
+
+    async def _close_feeds(self) -> None:
+        for warm in self._warm.values():
+            await warm.ready.wait()
+        opened = [*self._open.values(), *(warm.stream for warm in self._warm.values() if warm.stream is not None)]
+        self._open.clear()
+        self._warm.clear()
+        for stream in opened:
+            await stream.feed.aclose()
+
+    # --- running ------------------------------------------------------------------------------------------------
+
+    async def run(self, stream: OpenStream, stretch: Stretch) -> Halt:
+        """Let the model thread run a stretch; afterwards the stream's position is that of the last batch that ran."""
+        self._running = stream.feed
+        try:
+            return await self.thread.run(stretch, self._model, self._rules, self.bus, self.tasks)
+        finally:
+            self._running = None
+            stream.position = Position(stream.position.number, stretch.index, stretch.cursor)
+            if stream.train:
+                self._positions[stream.name] = stream.position
+
+    async def peek_end(self, stream: OpenStream) -> bool:
+        """Whether the stream is over after the batches that ran; waits for a batch to look at if need be."""
+        self._running = stream.feed
+        try:
+            return await self.thread.peek_end(stream.feed)
+        finally:
+            self._running = None
+
+    async def set_parameters(self, changes: Mapping[str, Any]) -> None:
+        await self.thread.call(lambda: self._model.set_parameters(**changes))
+
+    # --- checkpoints --------------------------------------------------------------------------------------------
+
+    async def save(self, step: int, record: Mapping[str, Any], requests: list[PendingCheckpoint]) -> None:
+        """Copy the state on the model thread, send a marker through the mailboxes, and write in the background.
+
+        One checkpoint serves all `requests`. Waits only for the copy (and for the write before, if it is not done yet).
+        """
+        if self._checkpoints is None:
+            error = CheckpointError("this engine has no output_dir, so there is nowhere to save a checkpoint")
+            for request in requests:
+                request.resolve(None, error)
+            raise error
+        await self.written()
+        model = await self.thread.call(lambda: copy_state(self._model.state_dict()))
+        self._saving = anyio.Event()
+        self.tasks.start_soon(self._write, step, model, dict(record), self.bus.mark(), requests)
+
+    async def written(self) -> None:
+        """Wait until the checkpoint in flight is complete (or has failed)."""
+        if self._saving is not None:
+            await self._saving.wait()
+
+    async def _write(
+        self, step: int, model: Any, record: Mapping[str, Any], marker: Marker, requests: list[PendingCheckpoint]
+    ) -> None:
+        assert self._checkpoints is not None and self._saving is not None
+        checkpoints, saving = self._checkpoints, self._saving
+        with anyio.CancelScope(shield=True):
+            try:
+                hooks = copy_state(await marker.complete())
+                claims: list[Claim] = [request.claim for request in requests]
+                if self._rules.on_nonfinite == "error":
+                    await self._writer.call(refuse_nonfinite, step, model)
+                path = await self._writer.call(checkpoints.write, step, model, hooks, record, claims)
+            except Exception as error:
+                for request in requests:
+                    request.resolve(None, error)
+                self._on_failure(error)
+            else:
+                for request in requests:
+                    request.resolve(path)
+                self._saved(step, record, path)
+            finally:
+                saving.set()
+
+    def _saved(self, step: int, record: Mapping[str, Any], path: Path) -> None:
+        self.bus.publish(CheckpointSaved(self._run_info, self.control, record["epoch"], step, path))

@@ -1,0 +1,101 @@
+"""Gauges: timings of a stage and weighted means of scalars, in constant memory."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import Any, Protocol
+
+__all__ = ["MetricSink", "Timings", "WeightedMeans", "log", "metric_sink"]
+
+
+class Timings:
+    """Durations in seconds: exact count, total, least and most, and the last 1024 of them (iterating gives those)."""
+
+    __slots__ = ("count", "max", "min", "recent", "total")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.total = 0.0
+        self.min = math.inf
+        self.max = 0.0
+        self.recent: deque[float] = deque(maxlen=1024)
+
+    def add(self, seconds: float) -> None:
+        self.count += 1
+        self.total += seconds
+        if seconds < self.min:
+            self.min = seconds
+        if seconds > self.max:
+            self.max = seconds
+        self.recent.append(seconds)
+
+    def merge(self, other: Timings) -> None:
+        self.count += other.count
+        self.total += other.total
+        self.min, self.max = min(self.min, other.min), max(self.max, other.max)
+        self.recent.extend(other.recent)
+
+    @property
+    def mean(self) -> float:
+        """Mean duration; NaN when nothing was measured (never a 0 that could be taken for a measurement)."""
+        return self.total / self.count if self.count else math.nan
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[float]:
+        return iter(self.recent)
+
+    def __repr__(self) -> str:
+        return f"Timings(count={self.count}, total={self.total:.6f} s, mean={self.mean:.6f} s)"
+
+
+class WeightedMeans:
+    """Means of named scalars weighted by the number of examples. Owned by one thread at a time.
+
+    Values are added as they come (a device scalar stays on its device); only `result` converts to float.
+    """
+
+    __slots__ = ("_sums", "_weights")
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Any] = {}
+        self._weights: dict[str, float] = {}
+
+    def add(self, name: str, value: Any, weight: float) -> None:
+        if name in self._sums:
+            self._sums[name] += value * weight
+            self._weights[name] += weight
+        else:
+            self._sums[name] = value * weight
+            self._weights[name] = weight
+
+    def result(self) -> dict[str, float]:
+        return {
+            name: float(total) / self._weights[name]
+            for name, total in self._sums.items()
+            if self._weights[name]
+        }
+
+
+class MetricSink(Protocol):
+    """Where `asyncloop.log` puts a value just now: the batch being run, or the event being handled."""
+
+    def __call__(self, name: str, value: Any) -> None: ...
+
+
+metric_sink: ContextVar[MetricSink | None] = ContextVar("metric_sink", default=None)
+
+
+def log(name: str, value: Any) -> None:
+    """Add a scalar to the epoch data of the stream at hand, averaged over the pass, weighted by examples.
+
+    Call it from a model's `run` (model thread) or from a hook's handler (loop or the hook's thread); elsewhere it does
+    nothing, so that code using it also runs outside a training.
+    """
+    sink = metric_sink.get()
+    if sink is not None:
+        sink(name, value)

@@ -1,0 +1,22 @@
+"""Streams: descriptions, operators, producers, and the buffer between them and the model thread."""
+
+from asyncloop.stream.buffer import BufferStatistics, EndOfStream, Interrupted, StreamBuffer
+from asyncloop.stream.description import Stream
+from asyncloop.stream.feed import Feed, Item, open_feed
+from asyncloop.stream.lookup import check_streams, dataset_streams, open_node
+from asyncloop.stream.order import Pass
+
+__all__ = [
+    "BufferStatistics",
+    "EndOfStream",
+    "Feed",
+    "Interrupted",
+    "Item",
+    "Pass",
+    "Stream",
+    "StreamBuffer",
+    "check_streams",
+    "dataset_streams",
+    "open_feed",
+    "open_node",
+]

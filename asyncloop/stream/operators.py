@@ -1,0 +1,249 @@
+"""What a Stream is made of: nodes that say how to make their elements from the nodes before them.
+
+Every node is one async generator of (element, cursor) pairs. A chain in which nothing needs the event loop never
+suspends, so a thread can walk the very same generators (`asyncloop.stream.walk`); there is no second implementation.
+A cursor is the position right after an element; `elements(at, cursor)` goes on from there.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias, cast
+
+import numpy as np
+
+from asyncloop.batch import Cursor
+from asyncloop.stream.collate import stack
+from asyncloop.stream.order import Pass, keyed_permutation
+
+__all__ = [
+    "Batched",
+    "Elements",
+    "MapInline",
+    "Node",
+    "RangeSource",
+    "Repeated",
+    "Shuffled",
+    "Taken",
+    "names_parameter",
+]
+
+Elements: TypeAlias = AsyncGenerator[tuple[Any, Cursor], None]
+
+_CHUNK = 4096
+
+
+class Node(Protocol):
+    """One operator with everything before it. Immutable; opening it starts from `cursor` (None: the beginning)."""
+
+    @property
+    def needs_loop(self) -> bool:
+        """Whether some part waits on the event loop, so that only a task can walk it."""
+        ...
+
+    @property
+    def opaque(self) -> bool:
+        """Whether it holds an iterator of the user's, which must stay on one thread for a pass."""
+        ...
+
+    def elements(self, at: Pass, cursor: Cursor) -> Elements: ...
+
+
+@dataclass(frozen=True, slots=True)
+class RangeSource:
+    """0, 1, …, n - 1, or a permutation of it keyed by (seed, pass). Cursor: how many were given."""
+
+    n: int
+    shuffle: bool
+    seed: int | None
+    needs_loop = False
+    opaque = False
+
+    def block(self, at: Pass, start: int, stop: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Elements `start` … `stop` as an int64 array (stop - start,), whatever `n` is."""
+        indices = np.arange(start, min(stop, self.n), dtype=np.int64)
+        return (
+            keyed_permutation(indices, self.n, at.key("range", seed=self.seed)) if self.shuffle else indices
+        )
+
+    async def elements(self, at: Pass, cursor: Cursor) -> Elements:
+        done = cast(int, cursor or 0)
+        while done < self.n:
+            for value in self.block(at, done, done + _CHUNK).tolist():
+                done += 1
+                yield value, done
+
+
+@dataclass(frozen=True, slots=True)
+class MapInline:
+    """`fn` of each element, called right where the stream is walked. Cursor: [elements given, cursor before]."""
+
+    upstream: Node
+    fn: Callable[..., Any]
+
+    @property
+    def needs_loop(self) -> bool:
+        return self.upstream.needs_loop
+
+    @property
+    def opaque(self) -> bool:
+        return self.upstream.opaque
+
+    async def elements(self, at: Pass, cursor: Cursor) -> Elements:
+        n, before = cast("list[Any]", cursor or [0, None])
+        call = calling(self.fn, at)
+        async with aclosing(self.upstream.elements(at, before)) as upstream:
+            async for value, position in upstream:
+                result = call(value, n)
+                n += 1
+                yield result, [n, position]
+
+
+def calling(fn: Callable[..., Any], at: Pass) -> Callable[[Any, int], Any]:
+    """`fn` as a function of (element, index in the pass), with its own random generator if it names `rng`."""
+    if names_parameter(fn, "rng"):
+        key = at.key("map")
+        return lambda value, index: fn(value, rng=at.generator(key, index))
+    return lambda value, index: fn(value)
+
+
+def names_parameter(fn: Callable[..., Any], name: str) -> bool:
+    try:
+        return name in inspect.signature(fn).parameters
+    except (TypeError, ValueError):  # builtins without a signature
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class Batched:
+    """`n` elements collated into one. Cursor: the one before, after the last element of the batch."""
+
+    upstream: Node
+    n: int
+    drop_last: bool
+    collate: Callable[[list[Any]], Any] | None
+
+    @property
+    def needs_loop(self) -> bool:
+        return self.upstream.needs_loop
+
+    @property
+    def opaque(self) -> bool:
+        return self.upstream.opaque
+
+    async def elements(self, at: Pass, cursor: Cursor) -> Elements:
+        if isinstance(self.upstream, RangeSource) and self.collate is None:
+            source = self.upstream  # indices come as arrays already: no list of Python integers in between
+            stop = source.n - source.n % self.n if self.drop_last else source.n
+            per_chunk = max(_CHUNK // self.n, 1) * self.n
+            for start in range(cast(int, cursor or 0), stop, per_chunk):
+                chunk = source.block(at, start, min(start + per_chunk, stop))
+                for offset in range(0, len(chunk), self.n):
+                    indices = chunk[offset : offset + self.n]
+                    yield indices, start + offset + len(indices)
+            return
+        collate = self.collate or stack
+        rows: list[Any] = []
+        position = cursor
+        async with aclosing(self.upstream.elements(at, cursor)) as upstream:
+            async for value, position in upstream:
+                rows.append(value)
+                if len(rows) == self.n:
+                    yield collate(rows), position
+                    rows = []
+        if rows and not self.drop_last:
+            yield collate(rows), position
+
+
+@dataclass(frozen=True, slots=True)
+class Shuffled:
+    """A keyed permutation inside consecutive blocks. Cursor: [block, cursor before the block, given of the block]."""
+
+    upstream: Node
+    block: int
+    seed: int | None
+
+    @property
+    def needs_loop(self) -> bool:
+        return self.upstream.needs_loop
+
+    @property
+    def opaque(self) -> bool:
+        return self.upstream.opaque
+
+    async def elements(self, at: Pass, cursor: Cursor) -> Elements:
+        number, before, given = cast("list[Any]", cursor or [0, None, 0])
+        block: list[Any] = []
+        async with aclosing(self.upstream.elements(at, before)) as upstream:
+            over = False
+            while not over:
+                position = before
+                over = True
+                async for value, position in upstream:
+                    block.append(value)
+                    if len(block) == self.block:
+                        over = False
+                        break
+                order = keyed_permutation(
+                    np.arange(len(block), dtype=np.int64),
+                    len(block),
+                    at.key("shuffle", number, seed=self.seed),
+                )
+                for i in order[given:].tolist():
+                    given += 1
+                    yield block[i], [number, before, given]
+                number, before, given, block = number + 1, position, 0, []
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """The first `n` elements. Cursor: [elements given, cursor before]."""
+
+    upstream: Node
+    n: int
+
+    @property
+    def needs_loop(self) -> bool:
+        return self.upstream.needs_loop
+
+    @property
+    def opaque(self) -> bool:
+        return self.upstream.opaque
+
+    async def elements(self, at: Pass, cursor: Cursor) -> Elements:
+        given, before = cast("list[Any]", cursor or [0, None])
+        if given >= self.n:
+            return
+        async with aclosing(self.upstream.elements(at, before)) as upstream:
+            async for value, position in upstream:
+                given += 1
+                yield value, [given, position]
+                if given >= self.n:
+                    return
+
+
+@dataclass(frozen=True, slots=True)
+class Repeated:
+    """`n` rounds of the same stream, each shuffled anew. Cursor: [round, cursor inside it]."""
+
+    upstream: Node
+    n: int
+
+    @property
+    def needs_loop(self) -> bool:
+        return self.upstream.needs_loop
+
+    @property
+    def opaque(self) -> bool:
+        return self.upstream.opaque
+
+    async def elements(self, at: Pass, cursor: Cursor) -> Elements:
+        first, before = cast("list[Any]", cursor or [0, None])
+        for number in range(first, self.n):
+            async with aclosing(self.upstream.elements(at.inside(number), before)) as upstream:
+                async for value, position in upstream:
+                    yield value, [number, position]
+            before = None

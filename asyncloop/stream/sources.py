@@ -1,0 +1,226 @@
+"""Sources of the user's: sequences, iterables, generators, async ones, and functions that make them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, cast, runtime_checkable
+
+from asyncloop.batch import Cursor
+from asyncloop.errors import DataError
+from asyncloop.stream.buffer import EndOfStream, Interrupted, StreamBuffer
+from asyncloop.stream.operators import Elements, names_parameter
+from asyncloop.stream.order import Pass
+from asyncloop.threads import OwnThread
+
+__all__ = ["AsyncSource", "FactorySource", "Resume", "SequenceSource", "SyncSource", "source_node"]
+
+Resume = Literal["replay", "continue", "error"]
+Naming = tuple[str, ...] | None
+
+_READ_AHEAD = 8
+
+
+@runtime_checkable
+class Stateful(Protocol):
+    """An iterator that knows its position."""
+
+    def state_dict(self) -> Any: ...
+    def load_state_dict(self, state: Any) -> None: ...
+
+
+def source_node(
+    source: object, names: Naming, resume: Resume
+) -> SequenceSource | SyncSource | AsyncSource | FactorySource:
+    """The node for whatever the user has; DataError if it can be neither iterated nor called."""
+    if isinstance(source, Sequence) and not isinstance(source, str | bytes):
+        return SequenceSource(cast("Sequence[Any]", source), names)
+    if inspect.isasyncgenfunction(source) or isinstance(source, AsyncIterable):
+        return AsyncSource(cast(Any, source), names, resume)
+    if inspect.isgeneratorfunction(source) or (
+        isinstance(source, Iterable) and not isinstance(source, str | bytes | Mapping)
+    ):
+        return SyncSource(cast(Any, source), names, resume)
+    if callable(source):
+        return FactorySource(source, names, resume)
+    raise DataError(
+        f"a stream needs an iterable, an async iterable, a generator function or a function that returns one, "
+        f"not {type(source).__name__!r}"
+    )
+
+
+def called(source: Any, at: Pass) -> Any:
+    """`source` itself, or what it returns if it is a function; `epoch` gets the number of the pass."""
+    if not callable(source) or isinstance(source, Iterable | AsyncIterable):
+        return cast(Any, source)
+    return source(epoch=at.number) if names_parameter(source, "epoch") else source()
+
+
+def named(value: Any, names: Naming) -> Any:
+    """A tuple batch as a mapping, if the stream was given names for its parts."""
+    if names is None:
+        return value
+    if not isinstance(value, tuple | list) or len(cast("Sequence[Any]", value)) != len(names):
+        found = (
+            f"{len(cast('Sequence[Any]', value))} parts"
+            if isinstance(value, tuple | list)
+            else type(value).__name__
+        )
+        raise DataError(f"names={names} needs tuples of {len(names)} parts, but the source gave {found}")
+    return dict(zip(names, cast("Sequence[Any]", value), strict=True))
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceSource:
+    """A list or tuple in memory. Cursor: how many were given."""
+
+    sequence: Sequence[Any]
+    names: Naming
+    needs_loop = False
+    opaque = False
+
+    async def elements(self, at: Pass, cursor: Cursor) -> Elements:
+        for i in range(cast(int, cursor or 0), len(self.sequence)):
+            yield named(self.sequence[i], self.names), i + 1
+
+
+@dataclass(frozen=True, slots=True)
+class SyncSource:
+    """An iterable or generator function. Cursor: how many were given, or the iterator's own state if it offers one."""
+
+    source: Iterable[Any] | Callable[..., Iterable[Any]]
+    names: Naming
+    resume: Resume
+    needs_loop = False
+    opaque = True
+
+    async def elements(self, at: Pass, cursor: Cursor) -> Elements:
+        if at.tasks is None:  # a thread walks us: the iterator lives and dies on it
+            for item in self.walk(at, cursor):
+                yield item
+            return
+        buffer: StreamBuffer[tuple[Any, Cursor]] = StreamBuffer(_READ_AHEAD)
+        thread = OwnThread(f"asyncloop source of {at.stream!r}")
+        at.closers.append(thread.aclose)
+        at.tasks.start_soon(thread.call, self._read_ahead, buffer, at, cursor)
+        try:
+            while True:
+                try:
+                    item = await buffer.aget()
+                except EndOfStream:
+                    return
+                yield item
+        finally:
+            buffer.abandon()
+
+    def walk(self, at: Pass, cursor: Cursor) -> Iterator[tuple[Any, Cursor]]:
+        iterator = iter(called(self.source, at))
+        try:
+            if isinstance(iterator, Stateful):
+                if cursor is not None:
+                    iterator.load_state_dict(cursor)
+                for value in iterator:
+                    yield named(value, self.names), iterator.state_dict()
+            else:
+                n = cast(int, cursor or 0)
+                skip = _to_skip(n, self.resume, at)
+                for value in iterator:
+                    if skip:
+                        skip -= 1
+                        continue
+                    n += 1
+                    yield named(value, self.names), n
+        finally:
+            close = getattr(iterator, "close", None)
+            if close is not None and inspect.isgenerator(iterator):
+                close()
+
+    def _read_ahead(self, buffer: StreamBuffer[tuple[Any, Cursor]], at: Pass, cursor: Cursor) -> None:
+        error = None
+        walk = self.walk(at, cursor)
+        try:
+            while True:
+                if not buffer.has_room():
+                    buffer.wait_room_in_thread()
+                try:
+                    item = next(walk)
+                except StopIteration:
+                    break
+                buffer.put(item)
+        except Interrupted:
+            pass
+        except BaseException as raised:
+            error = raised
+        finally:
+            walk.close()  # pyright: ignore[reportAttributeAccessIssue]
+            buffer.close(error)
+
+
+@dataclass(frozen=True, slots=True)
+class AsyncSource:
+    """An async iterable or async generator function: opened, iterated and closed in one task of the event loop."""
+
+    source: AsyncIterable[Any] | Callable[..., AsyncIterable[Any]]
+    names: Naming
+    resume: Resume
+    needs_loop = True
+    opaque = True
+
+    async def elements(self, at: Pass, cursor: Cursor) -> Elements:
+        iterator = aiter(cast("AsyncIterable[Any]", called(self.source, at)))
+        try:
+            if isinstance(iterator, Stateful):
+                if cursor is not None:
+                    iterator.load_state_dict(cursor)
+                async for value in iterator:
+                    yield named(value, self.names), iterator.state_dict()
+            else:
+                n = cast(int, cursor or 0)
+                skip = _to_skip(n, self.resume, at)
+                async for value in iterator:
+                    if skip:
+                        skip -= 1
+                        continue
+                    n += 1
+                    yield named(value, self.names), n
+        finally:
+            await _close(iterator)
+
+
+@dataclass(frozen=True, slots=True)
+class FactorySource:
+    """A function that returns some iterable; which kind is known only when it was called."""
+
+    factory: Callable[..., Any]
+    names: Naming
+    resume: Resume
+    needs_loop = True
+    opaque = True
+
+    async def elements(self, at: Pass, cursor: Cursor) -> Elements:
+        made = called(self.factory, at)
+        if inspect.isawaitable(made):
+            made = await made
+        if callable(made) and not isinstance(made, Iterable | AsyncIterable):
+            raise DataError(f"stream {at.stream!r}: a factory returned another function: {made!r}")
+        node = source_node(made, self.names, self.resume)
+        async with aclosing(node.elements(at, cursor)) as elements:
+            async for element in elements:
+                yield element
+
+
+def _to_skip(n: int, resume: Resume, at: Pass) -> int:
+    if n and resume == "error":
+        raise DataError(
+            f"stream {at.stream!r} stands at batch {n} and its source cannot go back there (resume='error'); "
+            "give the iterator state_dict/load_state_dict, or allow resume='replay'"
+        )
+    return n if resume == "replay" else 0
+
+
+async def _close(iterator: AsyncIterator[Any]) -> None:
+    close = getattr(iterator, "aclose", None)
+    if close is not None:
+        await close()
