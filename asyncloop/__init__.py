@@ -4,6 +4,8 @@ Batches come from async producers through a bounded stream buffer; the engine ru
 thread; hooks follow as async subscribers of an event bus; an epoch costs the slowest of the three, never their sum.
 """
 
+from typing import TYPE_CHECKING, Any
+
 from asyncloop._version import __version__
 from asyncloop.batch import Batch, Cursor
 from asyncloop.bus import EventBus, Gap
@@ -45,6 +47,9 @@ from asyncloop.model import Model
 from asyncloop.stats import log
 from asyncloop.stream import Stream, StreamBuffer
 
+if TYPE_CHECKING:
+    from asyncloop.runs import Run, load_model, open_run, run, start
+
 __all__ = [
     "AfterBatch",
     "AfterEpoch",
@@ -78,6 +83,7 @@ __all__ = [
     "Paused",
     "Result",
     "Resumed",
+    "Run",
     "StalledError",
     "StopTraining",
     "StorageError",
@@ -85,5 +91,24 @@ __all__ = [
     "StreamBuffer",
     "UsageError",
     "__version__",
+    "load_model",
     "log",
+    "open_run",
+    "run",
+    "start",
 ]
+
+_FROM_RUNS = frozenset({"Run", "load_model", "open_run", "run", "start"})
+
+
+def __getattr__(name: str) -> Any:
+    """Runs need the config machinery (pydantic), which embedding an Engine does not: they are loaded when first used."""
+    if name in _FROM_RUNS:
+        from asyncloop import runs
+
+        return getattr(runs, name)
+    raise AttributeError(f"module 'asyncloop' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*__all__]

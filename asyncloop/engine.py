@@ -162,7 +162,7 @@ class Engine:
 
     async def train(self) -> Result:
         """The zeroth evaluation, then epochs until `epochs`, `steps` or a stop. Raises what model, data or hooks raise."""
-        self._check_streams([self.train_stream, *self.extra_streams])
+        self.check_streams()
         async with self._running():
             if not self.skip_zeroth_epoch and self.progress.epochs_done == 0 and self.progress.step == 0:
                 await self._zeroth_epoch()
@@ -663,6 +663,10 @@ class Engine:
             if self.on_empty_stream == "error":
                 raise DataError(what + "; check the source, or set on_empty_stream = 'warn'")
             logger.warning("%s", what)
+
+    def check_streams(self) -> None:
+        """ConfigError for each stream that the engine will want and the dataset lacks."""
+        self._check_streams([self.train_stream, *self.extra_streams])
 
     def _check_streams(self, names: list[str]) -> None:
         check_streams(self.dataset, names)

@@ -84,7 +84,7 @@ class EventBus:
         self._ended = False
         self._open: _Opened | None = None
         for hook in hooks:
-            self._hooks.append((hook, self._name_of(hook)))
+            self.add(hook)
 
     # --- subscribing --------------------------------------------------------------------------------------------
 
@@ -96,10 +96,14 @@ class EventBus:
         if not kind.method:
             raise ConfigError(f"{kind.__name__} is no event that can be subscribed to")
         hook = _FunctionHook(kind, fn, declared)
+        self.add(hook)
+        return hook
+
+    def add(self, hook: Any) -> None:
+        """One more hook, behind the others in order; from now on if the engine is running."""
         self._hooks.append((hook, self._name_of(hook)))
         if self._open is not None:
             self._start(*self._hooks[-1], self._open)
-        return hook
 
     def unsubscribe(self, hook: Any) -> None:
         """Take a hook (or what `subscribe` returned) off the bus; what waits in its mailbox is dropped."""

@@ -1,0 +1,205 @@
+"""Before a run: build what the config names, and find what building reveals, before anything is made on disk."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from typing import Any, cast
+
+import anyio
+
+from asyncloop.batch import Batch, as_batch, n_examples_of
+from asyncloop.config import Config
+from asyncloop.engine import Engine
+from asyncloop.errors import ConfigError, DataError, ModelError
+from asyncloop.model import Model
+from asyncloop.model_thread import ModelThread
+from asyncloop.rundir import RunDir
+from asyncloop.stream import EndOfStream, Pass, open_feed, open_node
+from asyncloop.threads import OwnThread
+
+__all__ = ["CheckReport", "Parts", "build", "check_variables", "dry_run", "first_batches"]
+
+
+@dataclass(slots=True)
+class Parts:
+    """What a config describes, built: the dataset off the loop, the model on its thread."""
+
+    config: Config
+    rundir: RunDir
+    dataset: Any
+    model: Any
+    hooks: list[Any]
+    thread: ModelThread
+
+
+@dataclass(slots=True)
+class CheckReport:
+    """What `check` found. Shapes are those of the first batch; `hooks`: name, kind of delivery, cadence."""
+
+    config: Config
+    sources: dict[str, dict[str, tuple[str, tuple[int, ...]]]] = field(default_factory=dict[str, Any])
+    outputs: dict[str, tuple[str, tuple[int, ...]]] = field(default_factory=dict[str, Any])
+    n_parameters: int | None = None
+    hooks: list[tuple[str, str, str]] = field(default_factory=list[tuple[str, str, str]])
+    problems: list[str] = field(default_factory=list[str])
+
+
+@asynccontextmanager
+async def build(config: Config, rundir: RunDir) -> AsyncGenerator[Parts]:
+    """Build dataset, model and hooks; the model's thread lives as long as the context. Raises what constructors raise."""
+    async with ModelThread() as thread:
+        async with OwnThread("asyncloop building") as helper:
+            dataset = await helper.call(lambda: config.dataset.build(output_dir=rundir.path))
+            offered = {"dataset": dataset, "output_dir": rundir.path}
+            model = await thread.call(lambda: config.model.build(**offered))
+            _check_model(model)
+            hooks = [await helper.call(lambda hook=hook: hook.build(**offered)) for hook in config.hooks]
+        yield Parts(config, rundir, dataset, model, hooks, thread)
+
+
+async def check_variables(engine: Engine) -> None:
+    """ConfigError for each variable that a hook names and neither the model nor the train stream has.
+
+    Reads one batch of the train stream only if some name is not among the model's declared inputs and outputs.
+    """
+    known = {*engine.model.input_names, *engine.model.output_names}
+    hooks = [(hook, name) for hook, name in engine.bus.hooks if _takes_batches(hook)]
+    if any(getattr(hook, "add", None) for hook, _ in hooks):
+        return
+    unknown = [
+        (name, variable)
+        for hook, name in hooks
+        for variable in getattr(hook, "variables", None) or ()
+        if variable not in known and variable.partition("/")[0] not in known
+    ]
+    if unknown:
+        streams = [engine.train_stream, *engine.extra_streams]
+        batches = await first_batches(engine.dataset, streams, engine.seed)
+        known.update(*batches.values())
+    problems: list[str] = []
+    for name, variable in unknown:
+        if variable not in known and variable.partition("/")[0] not in known:
+            close = get_close_matches(variable, known, 1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            problems.append(
+                f"hook {name} wants the variable {variable!r}, which is neither an output of the model nor a source of "
+                f"the data (there are: {', '.join(sorted(known))}){hint}"
+            )
+    if problems:
+        raise ConfigError(*problems)
+
+
+async def dry_run(parts: Parts, engine: Engine) -> CheckReport:
+    """One batch of each stream, and each through the model without training. Raises what data and model raise."""
+    report = CheckReport(parts.config)
+    streams = [engine.train_stream, *engine.extra_streams]
+    batches = await first_batches(engine.dataset, streams, engine.seed)
+    for stream, batch in batches.items():
+        missing = [name for name in parts.model.input_names if name not in batch]
+        if missing:
+            raise DataError(
+                f"stream {stream!r} lacks the model's inputs {', '.join(map(repr, missing))}; "
+                f"it has {', '.join(map(repr, batch))}"
+            )
+        report.sources[stream] = {name: _described(value) for name, value in batch.items()}
+        outputs = await _run_once(parts, batch, stream)
+        report.outputs = {name: _described(value) for name, value in outputs.items()}
+        declared = set(parts.model.output_names)
+        if not report.problems and declared != set(outputs):
+            report.problems.append(
+                f"the model declares the outputs {', '.join(sorted(declared))} but gave {', '.join(sorted(outputs))}"
+            )
+    weights = getattr(parts.model, "weights", None)
+    if weights is not None:
+        arrays = cast("Mapping[str, Any]", await parts.thread.call(weights))
+        report.n_parameters = sum(int(getattr(array, "size", 1)) for array in arrays.values())
+    for hook, name in engine.bus.hooks:
+        report.hooks.append((name, _kind(hook), str(getattr(hook, "every", None) or "every event")))
+    return report
+
+
+async def first_batches(dataset: Any, streams: Sequence[str], seed: int) -> dict[str, Batch]:
+    """The first batch of each stream, as an evaluation would read it."""
+    batches: dict[str, Batch] = {}
+    async with AsyncExitStack() as stack:
+        if hasattr(dataset, "__aenter__"):
+            await stack.enter_async_context(dataset)
+        for stream in streams:
+            batches[stream] = await _first_batch(dataset, stream, seed)
+    return batches
+
+
+async def _first_batch(dataset: Any, stream: str, seed: int) -> Batch:
+    at = Pass(stream, 0, seed)
+    node = await open_node(dataset, stream, None, at)
+    async with OwnThread(f"asyncloop first batch of {stream!r}") as reader, anyio.create_task_group() as tasks:
+        feed = open_feed(
+            node, at, None, buffer=1, known_cost_s=None, tasks=tasks,
+            close_on_model_thread=reader.call, on_exhausted=lambda: None,
+        )  # fmt: skip
+        problem: Exception | None = None
+        value: Any = None
+        try:
+            value, _ = await reader.call(feed.next, on_cancel=feed.interrupt)
+        except EndOfStream:
+            problem = DataError(f"stream {stream!r} is empty")
+        except Exception as error:
+            error.add_note(f"stream {stream!r}, batch 0")
+            problem = error
+        await feed.aclose()
+    if problem is not None:
+        raise problem
+    batch = as_batch(value, stream, 0)
+    n_examples_of(batch, stream, 0)
+    return batch
+
+
+async def _run_once(parts: Parts, batch: Batch, stream: str) -> Mapping[str, Any]:
+    run = parts.model.run
+    try:
+        if inspect.iscoroutinefunction(run):
+            outputs: Any = await run(batch, train=False, stream=stream)
+        else:
+            outputs = await parts.thread.call(lambda: run(batch, train=False, stream=stream))
+    except Exception as error:
+        error.add_note(f"model.run on stream {stream!r}, batch 0")
+        raise
+    if not isinstance(outputs, Mapping):
+        raise ModelError(f"model.run must return a mapping of output names to values, not {type(outputs).__name__!r}")
+    return cast("Mapping[str, Any]", outputs)
+
+
+def _check_model(model: Any) -> None:
+    if not isinstance(model, Model):
+        lacking = [
+            name for name in ("input_names", "output_names", "run", "state_dict", "load_state_dict") if not hasattr(model, name)
+        ]
+        raise ConfigError(f"{type(model).__name__} is no model: it lacks {', '.join(lacking)}")
+
+
+def _takes_batches(hook: Any) -> bool:
+    return hasattr(hook, "after_batch") or hasattr(hook, "after_batches")
+
+
+def _described(value: Any) -> tuple[str, tuple[int, ...]]:
+    dtype = getattr(value, "dtype", None)
+    if dtype is not None:
+        return str(dtype), tuple(value.shape)
+    shape = (len(value),) if hasattr(value, "__len__") and not isinstance(value, str | Mapping) else ()
+    return type(value).__name__, shape
+
+
+def _kind(hook: Any) -> str:
+    kinds = [name for name in ("lockstep", "background") if getattr(hook, name, False)]
+    return ", ".join(kinds) or ("async" if _is_async(hook) else "thread")
+
+
+def _is_async(hook: Any) -> bool:
+    methods = [getattr(hook, name, None) for name in ("after_batch", "after_batches", "after_epoch", "after_evaluation")]
+    return any(inspect.iscoroutinefunction(method) for method in methods)
+
+

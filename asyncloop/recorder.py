@@ -1,0 +1,102 @@
+"""Recorder: the hook that keeps a run's own files (run.json, events.jsonl, metrics.jsonl) up to date."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from asyncloop.events import (
+    AfterEpoch,
+    AfterEpochProfile,
+    AfterEvaluation,
+    AfterTraining,
+    BeforeEpoch,
+    BeforeTraining,
+    CheckpointSaved,
+    Event,
+    OnException,
+    ParameterChanged,
+    Paused,
+    Resumed,
+)
+from asyncloop.hook import Hook
+from asyncloop.rundir import RunDir, jsonable, now
+from asyncloop.stats import Timings
+
+__all__ = ["Recorder"]
+
+
+class Recorder(Hook):
+    """Appends one line for each event that is not per batch, and one for each finished pass of a stream.
+
+    Its methods are plain, so all writing happens in its own thread; it is last in order and in the background, so it
+    sees what other hooks added and holds nobody up.
+    """
+
+    background = True
+
+    def __init__(self, rundir: RunDir) -> None:
+        self._rundir = rundir
+        self._evaluated: set[tuple[str, int]] = set()
+
+    def before_training(self, event: BeforeTraining) -> None:
+        self._write(event, {})
+
+    def before_epoch(self, event: BeforeEpoch) -> None:
+        self._rundir.update(state="running", epochs=event.epoch, steps=event.step)
+        self._write(event, {"streams": list(event.streams)})
+
+    def after_evaluation(self, event: AfterEvaluation) -> None:
+        self._write(event, {"data": event.data, "streams": list(event.streams)})
+        for stream in event.streams:
+            self._evaluated.add((stream, event.step))
+            self._metrics(event, stream, event.data.get(stream, {}))
+
+    def after_epoch(self, event: AfterEpoch) -> None:
+        self._write(event, {"data": event.data})
+        for stream, values in event.data.items():
+            if (stream, event.step) not in self._evaluated:
+                self._metrics(event, stream, values)
+        self._evaluated.clear()
+
+    def after_epoch_profile(self, event: AfterEpochProfile) -> None:
+        profile = {
+            name: {"count": value.count, "total_s": value.total, "mean_s": value.mean} if isinstance(value, Timings) else value
+            for name, value in event.profile.items()
+        }
+        self._write(event, {"profile": profile})
+
+    def checkpoint_saved(self, event: CheckpointSaved) -> None:
+        self._write(event, {"path": str(event.path)})
+
+    def parameter_changed(self, event: ParameterChanged) -> None:
+        self._write(event, {"name": event.name, "value": event.value})
+
+    def paused(self, event: Paused) -> None:
+        self._rundir.update(state="paused", steps=event.step)
+        self._write(event, {})
+
+    def resumed(self, event: Resumed) -> None:
+        self._rundir.update(state="running")
+        self._write(event, {})
+
+    def on_exception(self, event: OnException) -> None:
+        self._write(event, {"exception": f"{type(event.exception).__name__}: {event.exception}"})
+
+    def after_training(self, event: AfterTraining) -> None:
+        self._write(event, {"success": event.success, "reason": event.reason})
+
+    def _write(self, event: Event, fields: Mapping[str, Any]) -> None:
+        entry = {"event": event.method, "time": now(), "epoch": event.epoch, "step": event.step, **fields}
+        _append(self._rundir.path / "events.jsonl", entry)
+
+    def _metrics(self, event: Event, stream: str, values: Mapping[str, Any]) -> None:
+        entry = {"step": event.step, "epoch": event.epoch, "stream": stream, "time": now(), **values}
+        _append(self._rundir.path / "metrics.jsonl", entry)
+
+
+def _append(path: Path, entry: Mapping[str, Any]) -> None:
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(jsonable(entry)) + "\n")
