@@ -35,25 +35,29 @@ def as_batch(value: object, stream: str, index: int) -> Batch:
 
 def n_examples_of(batch: Batch, stream: str, index: int) -> int:
     """The number of examples of a batch, 0 for an empty one; DataError if its sources disagree or have no length."""
-    n = -1
-    for name, source in batch.items():
-        try:
-            length = len(source)
-        except TypeError:
-            raise DataError(
-                f"stream {stream!r}, batch {index}: source {name!r} is {_describe(source)} and has no example axis; "
-                "every source needs one entry an example (wrap a constant in an array, or keep it in the model)"
-            ) from None
-        if length != n:
-            if n >= 0:
-                lengths = ", ".join(
-                    f"{key} {len(value)}" for key, value in batch.items() if hasattr(value, "__len__")
-                )
-                raise DataError(
-                    f"stream {stream!r}, batch {index}: the sources have unequal numbers of examples: {lengths}"
-                )
-            n = length
-    return max(n, 0)
+    try:
+        lengths = [*map(len, batch.values())]
+    except TypeError:
+        name, source = next((name, source) for name, source in batch.items() if not _has_length(source))
+        raise DataError(
+            f"stream {stream!r}, batch {index}: source {name!r} is {_describe(source)} and has no example axis; "
+            "every source needs one entry an example (wrap a constant in an array, or keep it in the model)"
+        ) from None
+    if not lengths:
+        return 0
+    n = lengths[0]
+    if lengths.count(n) != len(lengths):
+        found = ", ".join(f"{name} {length}" for name, length in zip(batch, lengths, strict=True))
+        raise DataError(f"stream {stream!r}, batch {index}: the sources have unequal numbers of examples: {found}")
+    return n
+
+
+def _has_length(source: Any) -> bool:
+    try:
+        len(source)
+    except TypeError:
+        return False
+    return True
 
 
 def _describe(value: object) -> str:

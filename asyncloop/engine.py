@@ -23,7 +23,7 @@ from typing import Any, Literal, cast, get_args
 import anyio
 
 from asyncloop import rng
-from asyncloop.bus import EventBus, Place
+from asyncloop.bus import EventBus
 from asyncloop.cadence import Cadence
 from asyncloop.checkpoint import Checkpoints
 from asyncloop.control import Claim, Control
@@ -574,9 +574,11 @@ class Engine:
         return self._is_last_epoch or progress.steps is not None
 
     def _stretch(self, stream: OpenStream, epoch: _Epoch) -> Stretch:
-        place = Place(self.run_info, self.control, self.progress.epoch, stream.name, stream.train)
-        stretch = Stretch(stream.feed, place, stream.position.index, self.progress.step)
-        stretch.cursor = stream.position.cursor
+        at = stream.position
+        stretch = Stretch(
+            stream.feed, self.run_info, self.control, self.progress.epoch, stream.name, stream.train,
+            at.index, self.progress.step, cursor=at.cursor,
+        )  # fmt: skip
         epoch.profile[f"read_batch_{stream.name}"] = stretch.read
         epoch.profile[f"eval_batch_{stream.name}"] = stretch.ran
         return stretch

@@ -17,7 +17,7 @@ one costs three times as much.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
@@ -45,6 +45,8 @@ __all__ = [
     "Resumed",
     "RunInfo",
 ]
+
+_NOBODY: frozenset[object] = frozenset()
 
 EpochData: TypeAlias = dict[str, dict[str, Any]]
 """stream → variable → value. Scalar outputs are there as means; hooks may add to it in the barriers."""
@@ -117,6 +119,10 @@ class AfterBatch(Event):
     index: int
     inputs: Mapping[str, Any]
     outputs: Mapping[str, Any]
+    asked: Mapping[str, Any] | None = field(default=None, repr=False)
+    """Outputs that were evaluated on demand; who names them in `variables` finds them in `outputs`."""
+    timed: frozenset[object] = field(default=_NOBODY, repr=False)
+    """The bus's own note of whose cadence in seconds is due."""
 
 
 @dataclass(slots=True, eq=False)

@@ -18,10 +18,11 @@ import numpy as np
 from anyio.abc import TaskGroup
 
 from asyncloop.batch import Batch, Cursor, as_batch, n_examples_of
-from asyncloop.bus import EventBus, Finished, Place, Subscription
+from asyncloop.bus import EventBus, Subscription
 from asyncloop.bus.bus import OUTBOX, WAKE_AFTER_S, WAKE_EVERY
+from asyncloop.control import Control
 from asyncloop.errors import DataError, ModelError, NonFiniteError
-from asyncloop.events import BeforeBatch
+from asyncloop.events import AfterBatch, BeforeBatch, RunInfo
 from asyncloop.stats import Timings, WeightedMeans, metric_sink
 from asyncloop.stream import EndOfStream, Feed, Interrupted
 from asyncloop.threads import OwnThread, ThreadSleeper
@@ -33,7 +34,8 @@ logger = logging.getLogger("asyncloop")
 Policy = Literal["ignore", "warn", "error"]
 Halt = Literal["end", "step", "batches", "time", "asked"]
 
-_NOBODY: frozenset[Subscription] = frozenset()
+_NOBODY: frozenset[object] = frozenset()
+_TIMINGS = 256
 _NOTHING: Mapping[str, Any] = {}
 
 
@@ -53,7 +55,11 @@ class Stretch:
     """One planned piece of work and, while and after it runs, how far it came. Written by the model thread only."""
 
     feed: Feed
-    place: Place
+    run: RunInfo
+    control: Control
+    epoch: int
+    stream: str
+    train: bool
     index: int
     """Index in the pass of the next batch."""
     step: int
@@ -82,10 +88,11 @@ class ModelThread:
 
     def __init__(self) -> None:
         self._thread = OwnThread("asyncloop model")
-        self.last: Finished | None = None
+        self.last: AfterBatch | None = None
         self._lazy: Mapping[str, Callable[[], Any]] = _NOTHING
         self._tasks: TaskGroup | None = None
         self._warned: set[str] = set()
+        self._losses = _LossNames()
 
     async def __aenter__(self) -> ModelThread:
         return self
@@ -107,7 +114,7 @@ class ModelThread:
         self._tasks = tasks
 
         def end_early() -> None:
-            stretch.place.control.attract()
+            stretch.control.attract()
             stretch.feed.interrupt()
             bus.release_thread(True)
 
@@ -127,116 +134,117 @@ class ModelThread:
 
         return await self._thread.call(look, on_cancel=feed.interrupt)
 
-    async def last_with(self, names: Sequence[str]) -> Finished | None:
+    async def last_with(self, names: Sequence[str]) -> AfterBatch | None:
         """The newest train step with these outputs evaluated as well."""
         if self.last is not None and any(name in self._lazy for name in names):
-            self.last.asked = {**self.last.asked, **await self.call(self._evaluate, names)}
+            self.last.asked = {**(self.last.asked or {}), **await self.call(self._evaluate, names)}
         return self.last
 
     # --- on the thread ------------------------------------------------------------------------------------------
 
     def _work(self, stretch: Stretch, model: Any, rules: Rules, bus: EventBus) -> Halt:
-        """The loop itself. Everything that is asked once a stretch is asked before it."""
-        place, feed, means = stretch.place, stretch.feed, stretch.means
-        stream, train, control = place.stream, place.train, place.control
+        """The loop itself. Whatever can be asked once a stretch is asked before it; common kinds of batches and outputs
+        (dicts, floats) are handled here in the open, anything rarer in a method: a call costs as much as the check.
+        """
+        feed, means, stream, train = stretch.feed, stretch.means, stretch.stream, stretch.train
+        info, control, epoch = stretch.run, stretch.control, stretch.epoch
         run = self._run_on_loop(model.run) if inspect.iscoroutinefunction(model.run) else model.run
         feed.before_sleep(bus.wake)
-        clock, next_item, post = time.perf_counter, feed.next, bus.post
-        wanted, before_batch = bus.wants_batches, bus.wants_before_batch
-        timed_hooks = bus.timed if train else []
-        batches, until_s, n_examples = stretch.batches, stretch.until_s, 0
-        until_step = stretch.until_step if train else None
-        guard = rules.on_nonfinite != "ignore" and train
-        woken_s = previous_s = ended_s = clock()
+        clock, next_item, sums, weights = time.perf_counter, feed.next, means.sums, means.weights
+        wanted, before_batch, timed_hooks = bus.wants_batches, bus.wants_before_batch, bus.timed if train else []
+        batches, until_s, until_step = stretch.batches, stretch.until_s, stretch.until_step if train else None
+        watched = self._losses if train and rules.on_nonfinite != "ignore" else None
         sources: frozenset[str] | None = None
-        for own in timed_hooks:
-            if own.next_due_s < 0 and own.cadence is not None:
-                own.next_due_s = ended_s + own.cadence.interval
+        read: list[float] = []
+        ran: list[float] = []
+        n_examples, step = 0, stretch.step
+        woken_s = previous_s = ended_s = clock()
+        _start_clocks(timed_hooks, ended_s)
         metric_sink.set(lambda name, value: means.add(name, _host_scalar(value), n_examples))
-        while True:
-            if control.pending:
-                return self._leave("asked", bus)
-            try:
-                value, cursor = next_item()
-            except EndOfStream:
-                return self._leave("end", bus)
-            except Interrupted:
-                return self._leave("asked", bus)
-            except Exception as error:
-                error.add_note(f"stream {stream!r}, batch {stretch.index}")
-                bus.wake()
-                raise
-            began_s = clock()
-            index = stretch.index
-            stretch.index = index + 1
-            batch = as_batch(value, stream, index)
-            if batch.keys() != sources:
-                self._check_sources(batch, rules, stream, index)
-                sources = frozenset(batch)
-            n_examples = n_examples_of(batch, stream, index)
-            if n_examples == 0:
-                _by_policy(rules.on_empty_batch, f"stream {stream!r}, batch {index} is empty", DataError)
-                stretch.cursor = cursor
-                continue
-            if rules.batch_size is not None and n_examples != rules.batch_size:
-                stretch.n_dropped += 1
-                stretch.cursor = cursor
-                continue
-            self.last, self._lazy = (None, _NOTHING) if train else (self.last, self._lazy)
-            feeds, asked_before = batch, None
-            if before_batch:
-                feeds, asked_before = self._before_batch(bus, place, stretch, batch, index)
-            try:
-                outputs = run(feeds, train=train, stream=stream)
-            except Exception as error:
-                step = f", step {stretch.step + 1}" if train else ""
-                error.add_note(f"model.run on stream {stream!r}, batch {index}{step}")
-                bus.wake()
-                raise
-            ended_s = clock()
-            lazy = self._take_outputs(outputs, batch, means, n_examples, stretch)
-            if train:
-                stretch.step += 1
-                if guard:
-                    self._check_finite(outputs, rules.on_nonfinite, stretch, index)
-            stretch.cursor = cursor
-            stretch.n_accepted += 1
-            stretch.read.add(began_s - previous_s)
-            stretch.ran.add(ended_s - began_s)
-            previous_s = ended_s
-            if wanted:
-                step = stretch.step
-                timed = _timed_due(timed_hooks, ended_s) if timed_hooks else _NOBODY
-                asked = _NOTHING
-                if lazy is not None:
-                    outputs = {name: value for name, value in outputs.items() if name not in lazy}
-                    names = bus.asks(stream, train, step, timed)
-                    asked = _evaluated(lazy, names)
-                    if asked_before:
-                        outputs.update(_evaluated(lazy, asked_before))
-                finished = Finished(place, step, index, batch, outputs, asked, timed)
+        try:
+            while True:
+                if control.pending:
+                    return "asked"
+                try:
+                    batch, cursor = next_item()
+                except EndOfStream:
+                    return "end"
+                except Interrupted:
+                    return "asked"
+                except Exception as error:
+                    error.add_note(f"stream {stream!r}, batch {stretch.index}")
+                    raise
+                began_s = clock()
+                index = stretch.index
+                stretch.index = index + 1
+                if type(batch) is not dict:
+                    batch = as_batch(batch, stream, index)
+                if batch.keys() != sources:
+                    self._check_sources(batch, rules, stream, index)
+                    sources = frozenset(batch)
+                n_examples = n_examples_of(batch, stream, index)
+                if not n_examples or (rules.batch_size is not None and n_examples != rules.batch_size):
+                    self._skip(stretch, rules, n_examples, index)
+                    stretch.cursor = cursor
+                    continue
+                feeds, asked_before = batch, None
                 if train:
-                    self.last = finished
+                    self.last, self._lazy = None, _NOTHING
+                if before_batch:
+                    feeds, asked_before = self._before_batch(bus, stretch, batch, index)
+                try:
+                    outputs = run(feeds, train=train, stream=stream)
+                except Exception as error:
+                    at_step = f", step {step + 1}" if train else ""
+                    error.add_note(f"model.run on stream {stream!r}, batch {index}{at_step}")
+                    raise
+                ended_s = clock()
+                lazy = None
+                if type(outputs) is not dict or not outputs.keys().isdisjoint(batch):
+                    _check_outputs(outputs, batch, stream, index)
+                for name, value in outputs.items():
+                    if type(value) is float and name in sums:
+                        sums[name] += value * n_examples
+                        weights[name] += n_examples
+                    else:
+                        lazy = _take_output(name, value, means, n_examples, lazy)
+                    if watched is not None and watched[name] and not _is_finite(value):
+                        _nonfinite(rules.on_nonfinite, name, value, step + 1, stream, index)
+                if train:
+                    step += 1
+                    stretch.step = step
+                stretch.cursor = cursor
+                stretch.n_accepted += 1
+                read.append(began_s - previous_s)
+                ran.append(ended_s - began_s)
+                previous_s = ended_s
+                if wanted:
+                    event = AfterBatch(info, control, epoch, step, stream, train, index, batch, outputs)
+                    if timed_hooks:
+                        event.timed = _timed_due(timed_hooks, ended_s)
                     if lazy is not None:
-                        self._lazy = lazy
-                n_waiting = post(finished)
-                if n_waiting >= WAKE_EVERY or ended_s - woken_s > WAKE_AFTER_S:
-                    bus.wake()
-                    woken_s = ended_s
-                    if n_waiting >= OUTBOX:
-                        bus.wait_room()
-                if timed and any(own.lockstep for own in timed):
-                    return self._leave("time", bus)
-            if stretch.step == until_step:
-                return self._leave("step", bus)
-            if stretch.n_accepted == batches:
-                return self._leave("batches", bus)
-            if until_s is not None and ended_s >= until_s:
-                return self._leave("time", bus)
-
-    def _leave(self, halt: Halt, bus: EventBus) -> Halt:
-        bus.wake()
-        return halt
+                        self._resolve(event, lazy, asked_before, bus)
+                    if train:
+                        self.last = event
+                    n_waiting = bus.post(event)
+                    if n_waiting >= WAKE_EVERY or ended_s - woken_s > WAKE_AFTER_S:
+                        bus.wake()
+                        woken_s = ended_s
+                        if n_waiting >= OUTBOX:
+                            bus.wait_room()
+                    if event.timed and any(own.lockstep for own in timed_hooks if own in event.timed):
+                        return "time"
+                if len(ran) >= _TIMINGS:
+                    _fold(stretch, read, ran)
+                if step == until_step:
+                    return "step"
+                if stretch.n_accepted == batches:
+                    return "batches"
+                if until_s is not None and ended_s >= until_s:
+                    return "time"
+        finally:
+            bus.wake()
+            _fold(stretch, read, ran)
 
     def _run_on_loop(self, run: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
         """A model whose `run` is async: each step waits for the loop, which costs a round trip of some 60 µs."""
@@ -270,15 +278,34 @@ class ModelThread:
         return result[0]
 
     def _before_batch(
-        self, bus: EventBus, place: Place, stretch: Stretch, batch: Batch, index: int
+        self, bus: EventBus, stretch: Stretch, batch: Batch, index: int
     ) -> tuple[dict[str, Any], list[str]]:
         feeds, asked = dict(batch), list[str]()
         event = BeforeBatch(
-            place.run, place.control, place.epoch, stretch.step, place.stream, place.train, index, batch, feeds,
+            stretch.run, stretch.control, stretch.epoch, stretch.step, stretch.stream, stretch.train, index, batch, feeds,
             lambda *names: asked.extend(names),
         )  # fmt: skip
         self._on_loop(lambda: bus.before_batch(event))
         return feeds, asked
+
+    def _resolve(
+        self, event: AfterBatch, lazy: Mapping[str, Callable[[], Any]], asked_before: list[str] | None, bus: EventBus
+    ) -> None:
+        """Take the lazy outputs out of the event and evaluate, once each, those that somebody due asks for."""
+        outputs = {name: value for name, value in event.outputs.items() if name not in lazy}
+        names = bus.asks(event.stream, event.train, event.step, event.timed)
+        event.asked = asked = _evaluated(lazy, [*names, *(asked_before or ())])
+        outputs.update((name, asked[name]) for name in asked_before or () if name in asked)
+        event.outputs = outputs
+        if event.train:
+            self._lazy = {name: value for name, value in lazy.items() if name not in asked}
+
+    def _skip(self, stretch: Stretch, rules: Rules, n_examples: int, index: int) -> None:
+        """A batch that is not run: empty, or of another size than wanted."""
+        if n_examples == 0:
+            _by_policy(rules.on_empty_batch, f"stream {stretch.stream!r}, batch {index} is empty", DataError)
+        else:
+            stretch.n_dropped += 1
 
     def _check_sources(self, batch: Batch, rules: Rules, stream: str, index: int) -> None:
         """Once a stretch and when the sources change: all inputs are there, and what to do with the rest."""
@@ -295,59 +322,74 @@ class ModelThread:
                 self._warned.add(stream)
             _by_policy(rules.on_unused_sources, what, DataError)
 
-    def _take_outputs(
-        self, outputs: Any, batch: Batch, means: WeightedMeans, n_examples: int, stretch: Stretch
-    ) -> dict[str, Callable[[], Any]] | None:
-        """Check what the model returned and add its scalars to the means; the lazy outputs, None if there are none."""
-        if not isinstance(outputs, Mapping):
-            raise ModelError(
-                f"model.run must return a mapping of output names to values, not {type(outputs).__name__!r} "
-                f"(stream {stretch.place.stream!r}, batch {stretch.index - 1})"
-            )
-        lazy: dict[str, Callable[[], Any]] | None = None
-        for name, value in cast("Mapping[str, Any]", outputs).items():
-            if name in batch:
-                raise ModelError(
-                    f"the model's output {name!r} is named like a source of stream {stretch.place.stream!r} "
-                    f"(batch {stretch.index - 1}); rename one of the two"
-                )
-            kind = type(value)
-            if kind is float or kind is int:
-                means.add(name, value, n_examples)
-            else:
-                sort = _sorts.get(kind) or _sort_of(kind)
-                if sort == "scalar":
-                    means.add(name, float(value), n_examples)
-                elif sort == "array":
-                    if value.ndim == 0:
-                        means.add(name, _host_scalar(value), n_examples)
-                elif sort == "lazy":
-                    lazy = lazy or {}
-                    lazy[name] = value
-                elif sort == "mapping":
-                    _add_nested(means, name, value, n_examples)
-        return lazy
-
-    def _check_finite(self, outputs: Mapping[str, Any], policy: Policy, stretch: Stretch, index: int) -> None:
-        for name, value in outputs.items():
-            if name == "loss" or name.endswith("_loss"):
-                if type(value) is float:
-                    finite = math.isfinite(value)
-                elif callable(value):
-                    continue
-                else:
-                    finite = bool(np.isfinite(value).all()) if not hasattr(value, "isfinite") else bool(value.isfinite().all())
-                if not finite:
-                    shown = value if np.ndim(value) == 0 else "an array with non-finite values"
-                    what = f"output {name!r} is {shown} at step {stretch.step} (stream {stretch.place.stream!r}, batch {index})"
-                    _by_policy(
-                        policy,
-                        what + "; look at the learning rate and at that batch, or set on_nonfinite = 'warn'",
-                        NonFiniteError,
-                    )
-
     def _evaluate(self, names: Sequence[str]) -> dict[str, Any]:
         return _evaluated(self._lazy, names)
+
+
+def _check_outputs(outputs: Any, batch: Batch, stream: str, index: int) -> None:
+    if not isinstance(outputs, Mapping):
+        raise ModelError(
+            f"model.run must return a mapping of output names to values, not {type(outputs).__name__!r} "
+            f"(stream {stream!r}, batch {index})"
+        )
+    for name in cast("Mapping[str, Any]", outputs):
+        if name in batch:
+            raise ModelError(
+                f"the model's output {name!r} is named like a source of stream {stream!r} (batch {index}); "
+                "rename one of the two"
+            )
+
+
+def _take_output(
+    name: str, value: Any, means: WeightedMeans, n_examples: int, lazy: dict[str, Callable[[], Any]] | None
+) -> dict[str, Callable[[], Any]] | None:
+    """Add a scalar output to the means, or a callable to the lazy ones; the lazy outputs so far."""
+    sort = _sorts.get(type(value)) or _sort_of(type(value))
+    if sort == "scalar" or (sort == "array" and value.ndim == 0):
+        means.add(name, _host_scalar(value), n_examples)
+    elif sort == "lazy":
+        lazy = lazy or {}
+        lazy[name] = value
+    elif sort == "mapping":
+        _add_nested(means, name, value, n_examples)
+    return lazy
+
+
+class _LossNames(dict[str, bool]):
+    """Output name → whether it must be finite; worked out once a name."""
+
+    def __missing__(self, name: str) -> bool:
+        self[name] = watched = name == "loss" or name.endswith("_loss")
+        return watched
+
+
+def _is_finite(value: Any) -> bool:
+    if type(value) is float:
+        return math.isfinite(value)
+    if callable(value) or isinstance(value, str | Mapping):
+        return True
+    if hasattr(value, "isfinite"):
+        return bool(value.isfinite().all())
+    return bool(np.isfinite(value).all())
+
+
+def _nonfinite(policy: Policy, name: str, value: Any, step: int, stream: str, index: int) -> None:
+    shown = value if np.ndim(value) == 0 else "an array with values that are not finite"
+    what = f"output {name!r} is {shown} at step {step} (stream {stream!r}, batch {index})"
+    _by_policy(policy, what + "; look at the learning rate and at that batch, or set on_nonfinite = 'warn'", NonFiniteError)
+
+
+def _fold(stretch: Stretch, read: list[float], ran: list[float]) -> None:
+    stretch.read.extend(read)
+    stretch.ran.extend(ran)
+    read.clear()
+    ran.clear()
+
+
+def _start_clocks(hooks: Sequence[Subscription], now_s: float) -> None:
+    for own in hooks:
+        if own.next_due_s < 0 and own.cadence is not None:
+            own.next_due_s = now_s + own.cadence.interval
 
 
 def _evaluated(lazy: Mapping[str, Callable[[], Any]], names: Sequence[str]) -> dict[str, Any]:
@@ -389,7 +431,7 @@ def _host_scalar(value: Any) -> Any:
     return value.detach() if hasattr(value, "detach") else float(value)
 
 
-def _timed_due(hooks: Sequence[Subscription], now_s: float) -> frozenset[Subscription]:
+def _timed_due(hooks: Sequence[Subscription], now_s: float) -> frozenset[object]:
     due = [own for own in hooks if now_s >= own.next_due_s]
     for own in due:
         assert own.cadence is not None

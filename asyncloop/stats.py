@@ -32,6 +32,14 @@ class Timings:
             self.max = seconds
         self.recent.append(seconds)
 
+    def extend(self, seconds: list[float]) -> None:
+        """Add many at once: a loop that collects its durations and adds them by the hundred pays little for them."""
+        if seconds:
+            self.count += len(seconds)
+            self.total += sum(seconds)
+            self.min, self.max = min(self.min, *seconds), max(self.max, *seconds)
+            self.recent.extend(seconds)
+
     def merge(self, other: Timings) -> None:
         self.count += other.count
         self.total += other.total
@@ -59,25 +67,25 @@ class WeightedMeans:
     Values are added as they come (a device scalar stays on its device); only `result` converts to float.
     """
 
-    __slots__ = ("_sums", "_weights")
+    __slots__ = ("sums", "weights")
 
     def __init__(self) -> None:
-        self._sums: dict[str, Any] = {}
-        self._weights: dict[str, float] = {}
+        self.sums: dict[str, Any] = {}
+        self.weights: dict[str, float] = {}
 
     def add(self, name: str, value: Any, weight: float) -> None:
-        if name in self._sums:
-            self._sums[name] += value * weight
-            self._weights[name] += weight
+        if name in self.sums:
+            self.sums[name] += value * weight
+            self.weights[name] += weight
         else:
-            self._sums[name] = value * weight
-            self._weights[name] = weight
+            self.sums[name] = value * weight
+            self.weights[name] = weight
 
     def result(self) -> dict[str, float]:
         return {
-            name: float(total) / self._weights[name]
-            for name, total in self._sums.items()
-            if self._weights[name]
+            name: float(total) / self.weights[name]
+            for name, total in self.sums.items()
+            if self.weights[name]
         }
 
 

@@ -14,7 +14,6 @@ import logging
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, cast
 
 import anyio
@@ -24,11 +23,11 @@ from asyncloop.bus.listener import Listener
 from asyncloop.bus.subscription import Marker, OnFailure, OnLog, OnStop, Subscription
 from asyncloop.bus.views import narrowed, with_added
 from asyncloop.errors import ConfigError
-from asyncloop.events import AfterBatch, AfterEpoch, BeforeBatch, BeforeTraining, Event, RunInfo
+from asyncloop.events import AfterBatch, AfterEpoch, BeforeBatch, BeforeTraining, Event
 from asyncloop.stats import Timings
 from asyncloop.threads import LoopHandle, LoopSleeper, ThreadSleeper
 
-__all__ = ["EventBus", "Finished", "Place"]
+__all__ = ["OUTBOX", "WAKE_AFTER_S", "WAKE_EVERY", "EventBus"]
 
 logger = logging.getLogger("asyncloop")
 
@@ -36,37 +35,6 @@ WAKE_EVERY = 64
 WAKE_AFTER_S = 2e-3
 OUTBOX = 256
 _HISTORY = 4096
-
-
-@dataclass(slots=True)
-class Place:
-    """Where a stretch of batches runs; shared by all its events."""
-
-    run: RunInfo
-    control: Any
-    epoch: int
-    stream: str
-    train: bool
-
-
-@dataclass(slots=True)
-class Finished:
-    """A batch that has run: what the thread hands over. `asked`: outputs evaluated on demand, by name."""
-
-    place: Place
-    step: int
-    index: int
-    inputs: Mapping[str, Any]
-    outputs: Mapping[str, Any]
-    asked: Mapping[str, Any]
-    timed: frozenset[Subscription]
-
-    def event(self) -> AfterBatch:
-        place = self.place
-        return AfterBatch(
-            place.run, place.control, place.epoch, self.step, place.stream, place.train, self.index,
-            self.inputs, self.outputs,
-        )  # fmt: skip
 
 
 class EventBus:
@@ -80,7 +48,7 @@ class EventBus:
         self._subscriptions: list[Subscription] = []
         self._listeners: list[Listener] = []
         self._history: deque[Event] = deque(maxlen=_HISTORY)
-        self._outbox: deque[Finished | Event | Marker] = deque()
+        self._outbox: deque[Event | Marker] = deque()
         self._ended = False
         self._open: _Opened | None = None
         for hook in hooks:
@@ -201,9 +169,9 @@ class EventBus:
                 names.update(dict.fromkeys(own.variables))
         return list(names)
 
-    def post(self, finished: Finished) -> int:
+    def post(self, event: AfterBatch) -> int:
         """Hand over one batch from the model thread; returns how many wait. Never waits."""
-        self._outbox.append(finished)
+        self._outbox.append(event)
         return len(self._outbox)
 
     def wake(self) -> None:
@@ -326,24 +294,24 @@ class EventBus:
         for own in self._subscriptions:
             own.drop_backlog()
 
-    def publish_last(self, finished: Finished) -> None:
+    def publish_last(self, event: AfterBatch) -> None:
         """The run ends with this step: hooks for which it was not due by their cadence get it now."""
-        for own in self._subscriptions:
-            if own.wants_batches and not own.due(finished.place.stream, True, finished.step, finished.timed):
-                streams = own.streams
-                if (streams is None or finished.place.stream in streams) and not own.disabled:
-                    self._deliver(own, [finished], [finished.event()])
+        for own in self._waiting_for_last(event):
+            self._deliver(own, [event])
 
-    def last_asks(self, finished: Finished) -> list[str]:
-        """What `publish_last` will want evaluated."""
-        return list(
-            dict.fromkeys(
-                name
-                for own in self._subscriptions
-                if own.variables and not own.due(finished.place.stream, True, finished.step, finished.timed)
-                for name in own.variables
-            )
-        )
+    def last_asks(self, event: AfterBatch) -> list[str]:
+        """What `publish_last` will want evaluated, each name once."""
+        return list(dict.fromkeys(name for own in self._waiting_for_last(event) for name in own.variables or ()))
+
+    def _waiting_for_last(self, event: AfterBatch) -> list[Subscription]:
+        return [
+            own
+            for own in self._subscriptions
+            if own.wants_batches
+            and not own.disabled
+            and (own.streams is None or event.stream in own.streams)
+            and not own.due(event.stream, event.train, event.step, event.timed)
+        ]
 
     async def _pump(self, opened: _Opened) -> None:
         outbox = self._outbox
@@ -356,13 +324,13 @@ class EventBus:
                 if not outbox:
                     await opened.pump.sleep()
                 continue
-            if isinstance(outbox[0], Finished):
+            if isinstance(outbox[0], AfterBatch):
                 room = min((own.room for own in self._subscriptions if own.wants_batches), default=OUTBOX)
                 if room <= 0:
                     opened.room.asleep = True
                     await opened.room.sleep()
                     continue
-                self._fan_out(self._pop_finished(room))
+                self._fan_out(self._pop_batches(room))
             else:
                 entry = cast("Event | Marker", outbox.popleft())
                 for own in self._subscriptions:
@@ -373,45 +341,37 @@ class EventBus:
                 opened.thread.wake()
             await anyio.lowlevel.checkpoint()
 
-    def _pop_finished(self, most: int) -> list[Finished]:
-        """Up to `most` batches of one stretch from the front of the outbox."""
+    def _pop_batches(self, most: int) -> list[AfterBatch]:
+        """Up to `most` batch events from the front of the outbox."""
         outbox = self._outbox
-        first = cast(Finished, outbox.popleft())
-        batch = [first]
-        while outbox and len(batch) < most and len(batch) < WAKE_EVERY:
-            entry = outbox[0]
-            if not isinstance(entry, Finished) or entry.place is not first.place:
-                break
-            batch.append(entry)
+        batch: list[AfterBatch] = []
+        while outbox and len(batch) < min(most, WAKE_EVERY) and isinstance(event := outbox[0], AfterBatch):
+            batch.append(event)
             outbox.popleft()
         return batch
 
-    def _fan_out(self, batch: Sequence[Finished]) -> None:
-        events = [finished.event() for finished in batch]
+    def _fan_out(self, events: list[AfterBatch]) -> None:
         for own in self._subscriptions:
-            if own.add is not None and not own.disabled:
+            if own.disabled:
+                continue
+            if own.add is not None:
                 events = self._added(own, events)
-            if own.wants_batches and not own.disabled:
+            if own.wants_batches:
                 if own.takes_all:
-                    self._deliver(own, batch, events)
+                    self._deliver(own, events)
                 else:
-                    place = batch[0].place
-                    due = [own.due(place.stream, place.train, finished.step, finished.timed) for finished in batch]
-                    if any(due):
-                        chosen = [finished for finished, wanted in zip(batch, due, strict=True) if wanted]
-                        self._deliver(own, chosen, [e for e, wanted in zip(events, due, strict=True) if wanted])
+                    due = [event for event in events if own.due(event.stream, event.train, event.step, event.timed)]
+                    if due:
+                        self._deliver(own, due)
         for listener in self._listeners:
             if listener.wants_batches:
                 for event in events:
                     listener.offer(event)
 
-    def _deliver(self, own: Subscription, batch: Sequence[Finished], events: Sequence[AfterBatch]) -> None:
+    def _deliver(self, own: Subscription, events: Sequence[AfterBatch]) -> None:
         if own.variables is not None:
             try:
-                events = [
-                    narrowed(event, own.variables, finished.asked, own.name)
-                    for event, finished in zip(events, batch, strict=True)
-                ]
+                events = [narrowed(event, own.variables, own.name) for event in events]
             except Exception as error:
                 own.failed(error, events[0])
                 return

@@ -98,8 +98,9 @@ class Subscription:
         self._idle = anyio.Event()
         self._landed = anyio.Event()
         self._scope: anyio.CancelScope | None = None
-        self._handling_since: float | None = None
         self._handling: Event | None = None
+        self._watched: Event | None = None
+        self._watched_since = 0.0
         self._stalled = False
         self._thread: OwnThread | None = None
         self._validate()
@@ -123,7 +124,7 @@ class Subscription:
         """The hook's method for an event, None if it does not listen or is switched off."""
         return None if self.disabled else getattr(self.hook, name, None)
 
-    def due(self, stream: str, train: bool, step: int, timed: frozenset[Subscription]) -> bool:
+    def due(self, stream: str, train: bool, step: int, timed: frozenset[object]) -> bool:
         """Whether `after_batch` is due. Steps and seconds filter train steps only."""
         if self.streams is not None and stream not in self.streams:
             return False
@@ -208,7 +209,7 @@ class Subscription:
                 await self._thread.aclose()
 
     def _after_cancel(self) -> None:
-        event, self._handling, self._handling_since = self._handling, None, None
+        event, self._handling = self._handling, None
         self._in_flight = 0
         if self._stalled:
             self._stalled = False
@@ -281,20 +282,19 @@ class Subscription:
 
     async def _one_by_one(self, most: int) -> None:
         """The common way, kept lean: an async `after_batch`, one event after the other."""
-        handler, box, clock = self._after_batch, self._box, time.perf_counter
+        handler, box = self._after_batch, self._box
         assert handler is not None
         try:
-            while most and box and isinstance(event := box[0], AfterBatch) and not self.disabled:
+            while most and box and isinstance(event := box[0], AfterBatch):
                 box.popleft()
                 most -= 1
                 self._handling = event
-                self._handling_since = clock()
                 await handler(event)
         except StopTraining as stop:
             self._stop(stop.reason)
         except Exception as error:
             self.failed(error, self._handling)
-        self._handling_since = self._handling = None
+        self._handling = None
 
     async def _one_of_many(self, event: AfterBatch) -> None:
         metric_sink.set(lambda name, value: self._log(event, name, value))
@@ -320,14 +320,13 @@ class Subscription:
         assert self._after_batch is not None
         for event in events:
             self._handling = event
-            self._handling_since = time.perf_counter()
             self._after_batch(event)
             if self.disabled:
                 return
 
     async def _guarded(self, handler: Callable[..., Any], is_async: bool, argument: Any, event: Event) -> None:
         """Call a handler; its exceptions go where the policy says. A stall is seen by the bus's watch."""
-        self._handling, self._handling_since = event, time.perf_counter()
+        self._handling = event
         try:
             if is_async:
                 await handler(argument)
@@ -337,7 +336,7 @@ class Subscription:
             self._stop(stop.reason)
         except Exception as error:
             self.failed(error, self._handling)
-        self._handling_since = self._handling = None
+        self._handling = None
 
     async def call(self, method: Callable[..., Any], event: Event) -> None:
         """Call one method for one event within the deadline, in the caller's task; policies apply."""
@@ -386,9 +385,15 @@ class Subscription:
             logger.warning("hook %s is switched off for the rest of the run", self.name)
 
     def watch(self, now: float) -> None:
-        """Cut off a handler that is over its deadline. Called by the bus every now and then."""
-        since = self._handling_since
-        if since is not None and self.deadline is not None and now - since > self.deadline and self._scope is not None:
+        """Cut off a handler that is over its deadline. The bus looks every quarter of the shortest deadline.
+
+        A handler is timed by looking whether it is still the same event, so that a quick one pays nothing for it.
+        """
+        event = self._handling
+        if event is None or event is not self._watched:
+            self._watched, self._watched_since = event, now
+        elif self.deadline is not None and now - self._watched_since > self.deadline and self._scope is not None:
+            self._watched = None
             self._stalled = True
             self._scope.cancel()
 

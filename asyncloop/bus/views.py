@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any, cast
 
@@ -35,8 +36,9 @@ def to_host(value: Any) -> Any:
     return value
 
 
-def narrowed(event: AfterBatch, variables: Sequence[str], asked: Mapping[str, Any], who: str) -> AfterBatch:
-    """The event with only `variables` in it: outputs (and `asked` ones) first, else inputs. HookError if one is missing."""
+def narrowed(event: AfterBatch, variables: Sequence[str], who: str) -> AfterBatch:
+    """The event with only `variables` in it: outputs (evaluated ones first), else inputs. HookError if one is missing."""
+    asked = event.asked or {}
     inputs: dict[str, Any] = {}
     outputs: dict[str, Any] = {}
     for name in variables:
@@ -47,33 +49,21 @@ def narrowed(event: AfterBatch, variables: Sequence[str], asked: Mapping[str, An
             except KeyError:
                 continue
         else:
-            raise _missing(event, name, asked, who)
-    return AfterBatch(
-        event.run, event.control, event.epoch, event.step, event.stream, event.train, event.index, inputs, outputs
-    )
+            raise _missing(event, name, who)
+    return replace(event, inputs=inputs, outputs=outputs)
 
 
 def with_added(event: AfterBatch, added: Mapping[str, Any]) -> AfterBatch:
     """The event as later hooks see it, with the variables that an earlier hook's `add` gave."""
-    return AfterBatch(
-        event.run,
-        event.control,
-        event.epoch,
-        event.step,
-        event.stream,
-        event.train,
-        event.index,
-        event.inputs,
-        {**event.outputs, **added},
-    )
+    return replace(event, outputs={**event.outputs, **added})
 
 
 def nbytes_of(values: Iterable[Any]) -> int:
     return sum(getattr(value, "nbytes", 0) for value in values)
 
 
-def _missing(event: AfterBatch, name: str, asked: Mapping[str, Any], who: str) -> HookError:
-    known = [*event.outputs, *asked, *event.inputs]
+def _missing(event: AfterBatch, name: str, who: str) -> HookError:
+    known = [*event.outputs, *(event.asked or ()), *event.inputs]
     close = get_close_matches(name, known, 1)
     hint = f"; did you mean {close[0]!r}?" if close else ""
     return HookError(

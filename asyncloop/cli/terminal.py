@@ -1,0 +1,101 @@
+"""Standard output and standard error that nobody can take away: results go to the one, all else to the other.
+
+A closed pipe (`| head`) or a lost terminal must not end a training: what can no longer be written is dropped.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any, TextIO
+
+__all__ = ["complain", "keep_descriptors", "keep_streams", "print_json", "print_table", "strong"]
+
+_NOBODY_READS = (errno.EPIPE, errno.EIO)
+
+
+class _Lasting(io.FileIO):
+    """A descriptor to write to that turns into the null device when its reader is gone."""
+
+    def __init__(self, descriptor: int, forgiven: Sequence[int]) -> None:
+        super().__init__(descriptor, "wb", closefd=False)
+        self._forgiven = forgiven
+
+    def write(self, data: Any, /) -> int | None:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if self._forgiven and error.errno not in self._forgiven:
+                raise
+            _to_null_device(self.fileno())
+            return memoryview(data).nbytes
+
+
+def keep_descriptors() -> None:
+    """Let no pipe or file become descriptor 0, 1 or 2 where the caller has closed them."""
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            _to_null_device(descriptor)
+
+
+def keep_streams() -> None:
+    """Put streams in the place of `sys.stdout` and `sys.stderr` that outlive their readers.
+
+    A full disk under stdout is still an error, for results would be lost; under stderr nothing is.
+    """
+    sys.stdout = _lasting(sys.stdout, 1, _NOBODY_READS)
+    sys.stderr = _lasting(sys.stderr, 2, ())
+
+
+def _lasting(stream: TextIO | None, descriptor: int, forgiven: Sequence[int]) -> TextIO:
+    raw = _Lasting(descriptor, forgiven)
+    lines = descriptor == 2 or raw.isatty()
+    encoding = stream.encoding if stream is not None else "utf-8"
+    errors = "backslashreplace"  # a name that the terminal cannot show is no reason to fail
+    return io.TextIOWrapper(io.BufferedWriter(raw), encoding, errors, line_buffering=lines, write_through=lines)
+
+
+def _to_null_device(descriptor: int) -> None:
+    null = os.open(os.devnull, os.O_RDWR)
+    if null != descriptor:
+        os.dup2(null, descriptor)
+        os.close(null)
+
+
+def complain(text: str) -> None:
+    """To standard error, after whatever was on its way to standard output."""
+    sys.stdout.flush()
+    print(text, file=sys.stderr, flush=True)
+
+
+def strong(text: str) -> str:
+    """In red on a terminal that shows colours: the word that a complaint begins with."""
+    plain = not sys.stderr.isatty() or "NO_COLOR" in os.environ or os.environ.get("TERM") == "dumb"
+    return text if plain else f"\x1b[1;31m{text}\x1b[0m"
+
+
+def print_json(value: Any) -> None:
+    """One JSON object to standard output; what is not finite is null, arrays are lists."""
+    from asyncloop.rundir import jsonable
+
+    print(json.dumps(jsonable(value), ensure_ascii=False, allow_nan=False))
+
+
+def print_table(rows: Iterable[Sequence[str]], headers: Sequence[str] = ()) -> None:
+    """A table to standard output, as wide as the terminal; through a pipe each row stays on one line."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(
+        *headers, box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=bool(headers), header_style="bold"
+    )
+    for row in rows:
+        table.add_row(*map(Text, row))
+    Console(width=None if sys.stdout.isatty() else 1000).print(table)
