@@ -19,6 +19,7 @@ from typing import Any, cast
 import anyio
 from anyio.abc import TaskGroup
 
+from asyncloop.bus.declared import Declared
 from asyncloop.bus.listener import Listener
 from asyncloop.bus.subscription import Marker, OnFailure, OnLog, OnStop, Subscription
 from asyncloop.bus.views import narrowed, with_added
@@ -68,8 +69,10 @@ class EventBus:
         return hook
 
     def add(self, hook: Any) -> None:
-        """One more hook, behind the others in order; from now on if the engine is running."""
-        self._hooks.append((hook, self._name_of(hook)))
+        """One more hook, behind the others in order; from now on if the engine is running. ConfigError names mistakes."""
+        name = self._name_of(hook)
+        Declared.by(hook, name)
+        self._hooks.append((hook, name))
         if self._open is not None:
             self._start(*self._hooks[-1], self._open)
 
@@ -220,11 +223,12 @@ class EventBus:
             self.wake()
             await opened.pumped.wait()
 
-    async def settle(self) -> None:
-        """Wait until everything posted has been handled by every hook."""
+    async def settle(self, *, background: bool = False) -> None:
+        """Wait until everything posted has been handled by every hook, those in the `background` only if asked."""
         await self.flush()
         for own in self._subscriptions:
-            await own.drained()
+            if background or not own.background:
+                await own.drained()
 
     async def lockstep(self, step: int, stream: str) -> None:
         """Wait until every lockstep hook that is due at this step has handled it."""
@@ -243,7 +247,7 @@ class EventBus:
         `last`: nothing comes after, so cadences in epochs are due. A hook that fails by policy ends the barrier, except
         when `only_set_up` (the end of a run): then every hook that was set up gets its turn.
         """
-        await self.settle()
+        await self.settle(background=only_set_up)
         for own in list(self._subscriptions):
             if only_set_up and not own.set_up:
                 continue

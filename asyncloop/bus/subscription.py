@@ -13,11 +13,10 @@ from typing import Any
 
 import anyio
 
+from asyncloop.bus.declared import Declared
 from asyncloop.bus.views import nbytes_of
-from asyncloop.cadence import Cadence
-from asyncloop.errors import ConfigError, StalledError, StopTraining
+from asyncloop.errors import StalledError, StopTraining
 from asyncloop.events import AfterBatch, Event
-from asyncloop.hook import Hook
 from asyncloop.stats import Timings, metric_sink
 from asyncloop.threads import LoopHandle, LoopSleeper, OwnThread
 
@@ -67,16 +66,11 @@ class Subscription:
     ) -> None:
         self.hook, self.name = hook, name
         self._fail, self._stop, self._log, self._freed = fail, stop, log, freed
-        self.streams = _names(hook, "streams")
-        self.variables = _names(hook, "variables")
-        self.cadence = _cadence(hook)
-        self.overflow: str = _declared(hook, "overflow")
-        self.mailbox: int = 1 if self.overflow == "latest" else _declared(hook, "mailbox")
-        self.concurrency: int = _declared(hook, "concurrency")
-        self.background: bool = _declared(hook, "background")
-        self.lockstep: bool = _declared(hook, "lockstep")
-        self.on_error: str = _declared(hook, "on_error")
-        self.deadline: float | None = _declared(hook, "deadline")
+        declared = Declared.by(hook, name)
+        self.streams, self.variables, self.cadence = declared.streams, declared.variables, declared.cadence
+        self.overflow, self.mailbox, self.concurrency = declared.overflow, declared.mailbox, declared.concurrency
+        self.background, self.lockstep = declared.background, declared.lockstep
+        self.on_error, self.deadline = declared.on_error, declared.deadline
         self.add: Callable[[AfterBatch], Mapping[str, Any]] | None = getattr(hook, "add", None)
         self._after_batches: Callable[..., Any] | None = getattr(hook, "after_batches", None)
         self._after_batch: Callable[..., Any] | None = getattr(hook, "after_batch", None)
@@ -103,20 +97,6 @@ class Subscription:
         self._watched_since = 0.0
         self._stalled = False
         self._thread: OwnThread | None = None
-        self._validate()
-
-    def _validate(self) -> None:
-        problems: list[str] = []
-        if self.overflow not in ("block", "drop_oldest", "latest"):
-            problems.append(f"overflow is 'block', 'drop_oldest' or 'latest', not {self.overflow!r}")
-        if self.on_error not in ("fail", "warn", "disable"):
-            problems.append(f"on_error is 'fail', 'warn' or 'disable', not {self.on_error!r}")
-        if not isinstance(self.mailbox, int) or self.mailbox < 1:
-            problems.append(f"mailbox is a number of events, at least 1, not {self.mailbox!r}")
-        if not isinstance(self.concurrency, int) or self.concurrency < 1:
-            problems.append(f"concurrency is at least 1, not {self.concurrency!r}")
-        if problems:
-            raise ConfigError(*(f"hook {self.name}: {problem}" for problem in problems))
 
     # --- what is due --------------------------------------------------------------------------------------------
 
@@ -167,18 +147,19 @@ class Subscription:
     def _drop(self) -> None:
         """Drop the oldest batch events; anything else (markers, saved checkpoints) is always delivered."""
         spare = sum(isinstance(event, AfterBatch) for event in self._box) - self.capacity
-        kept: deque[Event | Marker] = deque()
+        kept: list[Event | Marker] = []
         for event in self._box:
             if spare > 0 and isinstance(event, AfterBatch):
                 spare -= 1
                 self.n_dropped += 1
             else:
                 kept.append(event)
-        self._box = kept
+        self._box.clear()
+        self._box.extend(kept)
 
     async def drained(self) -> None:
         """Wait until everything delivered so far has been handled (a hook that hangs is cut off by its deadline)."""
-        while self._box or self._busy:
+        while self._box or self._busy or self._in_flight:
             await self._idle.wait()
 
     def drop_backlog(self) -> None:
@@ -208,6 +189,11 @@ class Subscription:
             if self._thread is not None:
                 await self._thread.aclose()
 
+    def _tell_idle(self) -> None:
+        """Whoever waits for this hook looks again."""
+        self._idle.set()
+        self._idle = anyio.Event()
+
     def _after_cancel(self) -> None:
         event, self._handling = self._handling, None
         self._in_flight = 0
@@ -223,8 +209,7 @@ class Subscription:
         while True:
             if not self._box:
                 self._busy = False
-                self._idle.set()
-                self._idle = anyio.Event()
+                self._tell_idle()
                 self._sleeper.asleep = True
                 if not self._box:
                     await self._sleeper.sleep()
@@ -314,6 +299,7 @@ class Subscription:
             self._in_flight -= 1
             self._landed.set()
             self._landed = anyio.Event()
+            self._tell_idle()
 
     def _each(self, events: Sequence[AfterBatch]) -> None:
         """In the hook's thread: one round trip for all that had piled up."""
@@ -419,29 +405,6 @@ class Subscription:
         except Exception as error:
             self.failed(error, None)
             return None
-
-
-def _declared(hook: Any, name: str) -> Any:
-    return getattr(hook, name, getattr(Hook, name))
-
-
-def _names(hook: Any, name: str) -> tuple[str, ...] | None:
-    value = _declared(hook, name)
-    if value is None:
-        return None
-    if isinstance(value, str):
-        raise ConfigError(f"hook {type(hook).__name__}: {name} is a list of names, not the string {value!r}")
-    return tuple(value)
-
-
-def _cadence(hook: Any) -> Cadence | None:
-    every = _declared(hook, "every")
-    if every is None:
-        return None
-    try:
-        return Cadence.parse(every, start=_declared(hook, "start") or 0, stop=_declared(hook, "stop"))
-    except (ConfigError, TypeError) as error:
-        raise ConfigError(f"hook {type(hook).__name__}: every: {error}") from None
 
 
 def _stack_of(thread_id: int | None) -> str:

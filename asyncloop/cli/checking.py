@@ -29,7 +29,7 @@ def check_config(source: str, overrides: Sequence[str], *, as_json: bool) -> int
 
     try:
         report = anyio.run(main, backend_options={"use_uvloop": uvloop_is_there()})
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         code = tell(error)
         if as_json:
             print_json({"ok": False, "exit_code": code_of(error), "problems": list(_problems(error))})
@@ -41,6 +41,8 @@ def check_config(source: str, overrides: Sequence[str], *, as_json: bool) -> int
     _print_report(report)
     for problem in report.problems:
         complain(f"{strong('error')}: {problem}")
+    if not report.problems:
+        print(f"{source} is ready to run")
     return code
 
 

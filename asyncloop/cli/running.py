@@ -23,7 +23,7 @@ __all__ = ["run_config"]
 
 _SIGNAL_CODES = {"SIGINT": 130, "SIGTERM": 143}
 
-_BUILDING_GRACE_S = 1.0
+_BUILDING_GRACE_S = 0.4
 """Nothing is trained yet, so nothing can be lost: what is being built may take this long to be taken down."""
 
 
@@ -44,7 +44,10 @@ def run_config(config: str, overrides: Sequence[str], *, progress: str, output_d
     async def main() -> _Outcome:
         return await _run(config, overrides, progress, output_dir)
 
-    outcome = anyio.run(main, backend_options={"use_uvloop": uvloop_is_there()})
+    try:
+        outcome = anyio.run(main, backend_options={"use_uvloop": uvloop_is_there()})
+    except SystemExit as leaving:  # of the user's code, to whom it does not belong to end the process
+        return tell(leaving)
     if outcome.error is not None:
         tell(outcome.error)
     if outcome.live is not None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import asyncloop.hooks as shipped
 from asyncloop.cli.terminal import print_json, print_table
+from asyncloop.events import Event
 from asyncloop.hook import COMMON_KEYS, Hook
 
 __all__ = ["list_hooks"]
@@ -36,10 +37,7 @@ def list_hooks(*, as_json: bool) -> int:
 
 def _shipped_hooks() -> Iterator[tuple[str, type]]:
     """Those with a handler of some event; the package may offer other things, too."""
-    handlers = {
-        "after_batches",
-        *(getattr(events, name).method for name in events.__all__ if hasattr(getattr(events, name), "method")),
-    }
+    handlers = {"after_batches", *(event.method for event in Event.__subclasses__())}
     for name in sorted(shipped.__all__):
         found: object = getattr(shipped, name)
         if isinstance(found, type) and handlers & {*dir(found)}:

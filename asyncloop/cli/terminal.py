@@ -29,9 +29,11 @@ class _Lasting(io.FileIO):
         try:
             return super().write(data)
         except OSError as error:
-            if self._forgiven and error.errno not in self._forgiven:
-                raise
             _to_null_device(self.fileno())
+            if self._forgiven and error.errno not in self._forgiven:
+                from asyncloop.errors import StorageError
+
+                raise StorageError(f"cannot write to standard output: {error.strerror}") from error
             return memoryview(data).nbytes
 
 

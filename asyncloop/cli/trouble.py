@@ -114,7 +114,7 @@ def _is_users(file: str) -> bool:
 
 def _is_others(file: str) -> bool:
     """A file that is neither ours nor Python's, nor of a library that we call ourselves."""
-    if file.startswith("<"):
+    if file.startswith("<") or Path(file).parts[:1] in [(name,) for name in _LIBRARIES]:  # uvloop/loop.pyx
         return False
     path = Path(os.path.realpath(file))
     parts = path.parts

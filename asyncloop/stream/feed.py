@@ -183,17 +183,18 @@ class _BufferedFeed:
 
     async def _run(self) -> None:
         error: BaseException | None = None
-        with self._scope:
-            try:
+        try:
+            with self._scope:
                 error = await self._produce()
-            finally:
                 self._buffer.close(error)
-                with anyio.CancelScope(shield=True):
-                    for close in reversed(self._at.closers):
-                        await close()
-        self._ended.set()
-        if error is None and not self._scope.cancel_called:
-            self._on_exhausted()
+                if error is None:
+                    self._on_exhausted()
+        finally:
+            self._buffer.close(error)
+            with anyio.CancelScope(shield=True):
+                for close in reversed(self._at.closers):
+                    await close()
+            self._ended.set()
 
     async def _produce(self) -> BaseException | None:
         raise NotImplementedError
@@ -265,9 +266,10 @@ class ThreadFeed(_BufferedFeed):
         thread = OwnThread(f"asyncloop producer of {self._at.stream!r}", grace_s=1.0)
         try:
             return await thread.call(self._walk, abandon=True)
+        except BaseException:
+            self._buffer.abandon()  # a walk that waits for room must not keep its thread
+            raise
         finally:
-            if self._scope.cancel_called:  # a walk that waits for room must not keep its thread
-                self._buffer.abandon()
             await thread.aclose()
 
     def _walk(self) -> BaseException | None:

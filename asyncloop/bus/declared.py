@@ -1,0 +1,73 @@
+"""Declared: what a hook says about how it wants its events, read once and checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from asyncloop.cadence import Cadence
+from asyncloop.errors import ConfigError
+from asyncloop.hook import Hook
+
+__all__ = ["Declared"]
+
+Overflow = Literal["block", "drop_oldest", "latest"]
+OnError = Literal["fail", "warn", "disable"]
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """The attributes of `asyncloop.Hook`, from any object; what it does not have, has Hook's default."""
+
+    cadence: Cadence | None
+    streams: tuple[str, ...] | None
+    variables: tuple[str, ...] | None
+    mailbox: int
+    overflow: Overflow
+    concurrency: int
+    background: bool
+    lockstep: bool
+    on_error: OnError
+    deadline: float | None
+
+    @classmethod
+    def by(cls, hook: Any, name: str) -> Declared:
+        """Read a hook's declarations. Raises ConfigError naming the hook and everything that is wrong."""
+        value = {key: getattr(hook, key, default) for key, default in _DEFAULTS.items()}
+        problems: list[str] = []
+        for key, choices in (("overflow", get_args(Overflow)), ("on_error", get_args(OnError))):
+            if value[key] not in choices:
+                allowed = ", ".join(map(repr, choices[:-1])) + f" or {choices[-1]!r}"
+                problems.append(f"{key} is {allowed}, not {value[key]!r}")
+        for key, unit in (("mailbox", "events"), ("concurrency", "events at once")):
+            if not isinstance(value[key], int) or value[key] < 1:
+                problems.append(f"{key} is a number of {unit}, at least 1, not {value[key]!r}")
+        for key in ("streams", "variables"):
+            if isinstance(value[key], str):
+                problems.append(f"{key} is a list of names, not the string {value[key]!r}")
+        deadline = value["deadline"]
+        if deadline is not None and (not isinstance(deadline, int | float) or deadline <= 0):
+            problems.append(f"deadline is a positive number of seconds, or None, not {deadline!r}")
+        cadence = None
+        if value["every"] is not None:
+            try:
+                cadence = Cadence.parse(value["every"], start=value["start"] or 0, stop=value["stop"])
+            except (ConfigError, TypeError) as error:
+                problems.append(f"every: {error}")
+        if problems:
+            raise ConfigError(*(f"hook {name}: {problem}" for problem in problems))
+        return cls(
+            cadence,
+            None if value["streams"] is None else tuple(value["streams"]),
+            None if value["variables"] is None else tuple(value["variables"]),
+            1 if value["overflow"] == "latest" else value["mailbox"],
+            value["overflow"],
+            value["concurrency"],
+            bool(value["background"]),
+            bool(value["lockstep"]),
+            value["on_error"],
+            deadline,
+        )
+
+
+_DEFAULTS: dict[str, Any] = {key: value for key, value in vars(Hook).items() if not key.startswith("_")}

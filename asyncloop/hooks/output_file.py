@@ -1,0 +1,89 @@
+"""OutputFile: where in the run directory a hook writes, and errors that name path, cause and remedy."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path, PurePath
+
+from asyncloop.checkpoint import storage_error, write_atomically
+from asyncloop.errors import HookError, StorageError
+from asyncloop.events import Event
+
+__all__ = ["OutputFile", "file_name"]
+
+
+class OutputFile:
+    """A file of one hook, in `output_dir` or else in the run's directory. Methods block: for the hook's own thread.
+
+    All raise StorageError if the file system refuses, HookError if there is no directory at all.
+    """
+
+    def __init__(self, owner: str, name: str, output_dir: str | Path | None) -> None:
+        self._owner, self._name = owner, name
+        self._directory = None if output_dir is None else Path(output_dir)
+
+    def path(self, event: Event) -> Path:
+        directory = self._directory or event.run.dir
+        if directory is None:
+            raise HookError(
+                f"{self._owner} has nowhere to write {self._name}: give the engine or the hook an output_dir"
+            )
+        return directory / self._name
+
+    def size(self, event: Event) -> int:
+        """Its bytes; 0 if it does not exist."""
+        path = self.path(event)
+        try:
+            return path.stat().st_size if path.exists() else 0
+        except OSError as error:
+            raise _refused("read", path, error) from error
+
+    def read(self, event: Event) -> str:
+        """Its text; empty if it does not exist."""
+        path = self.path(event)
+        try:
+            return path.read_text(encoding="utf-8") if path.exists() else ""
+        except OSError as error:
+            raise _refused("read", path, error) from error
+
+    def append(self, event: Event, text: str) -> int:
+        """Write at the end, in one go; the file's size afterwards. Makes the directory if it has to."""
+        path = self.path(event)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(path, "ab") as file:
+                file.write(text.encode())
+                return file.tell()
+        except OSError as error:
+            raise _refused("write", path, error) from error
+
+    def replace(self, event: Event, text: str) -> None:
+        """Put the whole file aside and rename it, so that readers see the old one or the new one."""
+        path = self.path(event)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, text.encode())
+        except OSError as error:
+            raise _refused("write", path, error) from error
+
+    def cut(self, event: Event, size: int) -> None:
+        """Forget what stands behind the first `size` bytes."""
+        path = self.path(event)
+        try:
+            if path.exists() and path.stat().st_size > size:
+                os.truncate(path, size)
+        except OSError as error:
+            raise _refused("cut", path, error) from error
+
+
+def file_name(key: str, value: object) -> str | None:
+    """What is wrong with the name of an output file, None if nothing is."""
+    if isinstance(value, str) and value:
+        path = PurePath(value)
+        if path.name and not path.is_absolute() and ".." not in path.parts:
+            return None
+    return f"{key} is a path inside the run directory, such as 'training.csv', not {value!r:.60}"
+
+
+def _refused(what: str, path: Path, error: OSError) -> StorageError:
+    return error if isinstance(error, StorageError) else storage_error(what, path, error)

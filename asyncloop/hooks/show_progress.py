@@ -1,0 +1,97 @@
+"""ShowProgress: how far the run is, for whoever watches."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from typing import get_args
+
+from asyncloop.events import AfterBatch, AfterEpoch, AfterEvaluation, AfterTraining, BeforeEpoch, BeforeTraining
+from asyncloop.hook import Hook
+from asyncloop.hooks.arguments import one_of, refuse
+from asyncloop.hooks.progress_screens import Mode, Screen, open_screen
+from asyncloop.hooks.progress_state import ProgressState, epoch_line
+
+__all__ = ["ShowProgress"]
+
+logger = logging.getLogger("asyncloop")
+
+
+class ShowProgress(Hook):
+    """Shows epoch, stream, batches done, speed, time left and the newest values on stderr, and a line for each epoch.
+
+    `mode`: "rich" (a live line on a terminal), "plain" (whole lines, a few a minute), "json" (one object a line),
+    "none", or "auto": a live line on a terminal, one display in a notebook, else plain lines. Totals come from the
+    dataset's `num_batches` or from the first pass.
+
+    It looks at a train step five times a second and writes in its own thread, in the background; a slow terminal costs
+    it updates, not the run its time. A stderr that is closed silences it; it never fails a run.
+    """
+
+    every = "0.2 s"
+    overflow = "drop_oldest"
+    background = True
+    on_error = "disable"
+    deadline = 10.0
+
+    def __init__(self, mode: Mode = "auto") -> None:
+        refuse("ShowProgress", one_of("mode", mode, get_args(Mode)))
+        self._mode: Mode = mode
+        self._state = ProgressState()
+        self._screen: Screen | None = None
+        self._drawn_s = 0.0
+
+    def before_training(self, event: BeforeTraining) -> None:
+        self._state.begin_training(event)
+        self._drawn_s = time.perf_counter()
+        try:
+            self._screen = open_screen(self._mode)
+        except (OSError, ValueError) as error:
+            logger.debug("no progress is shown: %s", error)
+
+    def before_epoch(self, event: BeforeEpoch) -> None:
+        self._state.begin_epoch(event, time.perf_counter())
+
+    def after_batches(self, events: Sequence[AfterBatch]) -> None:
+        screen, now_s = self._screen, time.perf_counter()
+        if screen is None:
+            return
+        self._state.batches(events, now_s)
+        if now_s - self._drawn_s < screen.interval_s:
+            return
+        snapshot = self._state.snapshot()
+        if snapshot is not None:
+            self._drawn_s = now_s
+            try:
+                screen.draw(snapshot)
+            except (OSError, ValueError) as error:
+                self._go_silent(error)
+
+    def after_evaluation(self, event: AfterEvaluation) -> None:
+        self._state.end_evaluation(event)
+
+    def after_epoch(self, event: AfterEpoch) -> None:
+        seconds = self._state.end_epoch(event, time.perf_counter())
+        if self._screen is None:
+            return
+        entry = {"epoch": event.epoch, "step": event.step, "epoch_s": seconds, "data": event.data}
+        try:
+            self._screen.end_epoch(epoch_line(event, seconds), entry)
+        except (OSError, ValueError) as error:
+            self._go_silent(error)
+
+    def after_training(self, event: AfterTraining) -> None:
+        self._close()
+
+    def _go_silent(self, error: Exception) -> None:
+        logger.debug("progress is not shown any more: %s", error)
+        self._close()
+
+    def _close(self) -> None:
+        screen, self._screen = self._screen, None
+        if screen is not None:
+            try:
+                screen.close()
+            except (OSError, ValueError) as error:
+                logger.debug("the display did not close: %s", error)
