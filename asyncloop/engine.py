@@ -520,7 +520,7 @@ class Engine:
         return failure
 
     async def _save_last(self) -> None:
-        if self.output_dir is not None and self.progress.step > 0:
+        if self.output_dir is not None and self._live_session.saved_step < self.progress.step:
             self.control.checkpoint(Claim("end", keep=1))
         await self._save_if_asked()
         await self._live_session.written()

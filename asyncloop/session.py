@@ -91,6 +91,8 @@ class Session:
         self._statistics: dict[str, BufferStatistics] = {}
         self._running: Feed | None = None
         self._saving: anyio.Event | None = None
+        self.saved_step = 0
+        """The newest step of which a checkpoint was taken."""
         self._closing = False
 
     async def __aenter__(self) -> Session:
@@ -259,6 +261,7 @@ class Session:
         await self.written()
         model = await self.thread.call(lambda: copy_state(self._model.state_dict()))
         self._saving = anyio.Event()
+        self.saved_step = step
         self.tasks.start_soon(self._write, step, model, dict(record), self.bus.mark(), requests)
 
     async def written(self) -> None:

@@ -34,6 +34,6 @@ def _handler(stream: TextIO, on_terminal: bool) -> logging.Handler:
     from rich.logging import RichHandler
 
     console = Console(file=stream, force_terminal=True)
-    handler = RichHandler(console=console, show_path=False, markup=False, highlighter=None, log_time_format="%H:%M:%S")
+    handler = RichHandler(console=console, show_path=False, markup=False, log_time_format="%H:%M:%S")
     handler.setFormatter(logging.Formatter("%(message)s"))
     return handler

@@ -12,7 +12,7 @@ from typing import Any, cast
 import anyio
 
 from asyncloop.cli.logs import configure_logging
-from asyncloop.cli.signals import Work, watch
+from asyncloop.cli.signals import Work, say, watch
 from asyncloop.cli.terminal import print_json
 from asyncloop.cli.trouble import code_of, tell
 from asyncloop.rundir import now
@@ -29,7 +29,7 @@ _BUILDING_GRACE_S = 0.4
 
 @dataclass(frozen=True, slots=True)
 class _Outcome:
-    """How the command ended. `live` is None if there never was a run, and then `error` is told already."""
+    """How the command ended. `live` is None if a signal came before there was a run."""
 
     exit_code: int
     live: Run | None = None
@@ -95,10 +95,9 @@ async def _followed(live: Run) -> _Outcome:
 
 
 def _training(live: Run) -> Work:
-    def last_words(signal_name: str) -> str:
-        saved = _newest_checkpoint(live.dir)
+    def last_words(signal_name: str) -> None:
+        say(f"unsaved: what was trained after {_newest_checkpoint(live.dir)} is lost; {live.dir}")
         _record_interruption(live.dir, signal_name)
-        return f"unsaved: what was trained after {saved} is lost (step {live.progress.step}); {live.dir}"
 
     return Work(live.control.stop, "stopping after this step; press Ctrl-C again to quit at once", last_words)
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import NoReturn
 
-__all__ = ["SignalWatch", "Work", "watch"]
+__all__ = ["SignalWatch", "Work", "say", "watch"]
 
 _LAST_WORDS_S = 0.25
 """How long the process may still take to say what is lost; the promise is to be gone within half a second."""
@@ -36,8 +36,8 @@ class Work:
     """Given the signal's name, asks for the stop. Must be thread-safe and return at once."""
     notice: str
     """What is going to happen now, for the user."""
-    last_words: Callable[[str], str] | None = None
-    """Called with the signal's name before the process is ended: records the end, says what is lost."""
+    last_words: Callable[[str], None] | None = None
+    """Called with the signal's name before the process ends by force: says what is lost, records the end."""
     grace_s: float | None = None
     """How long the stop may take before the process ends all the same; None: until the second signal."""
 
@@ -96,7 +96,7 @@ class SignalWatch:
             self._end(number, work)
         self._first = number
         work.stop(name)
-        _say(f"{name}: {work.notice}")
+        say(f"{name}: {work.notice}")
         if work.grace_s is not None:
             timer = threading.Timer(work.grace_s, lambda: self._end(number, None) if self.work is work else None)
             timer.daemon = True
@@ -106,18 +106,26 @@ class SignalWatch:
         if self._first is None:
             self._first = number
         if work is not None and work.last_words is not None:
-            words = work.last_words
-            name = signal.Signals(self._first).name
-            talking = threading.Thread(target=lambda: _say(words(name)), name="asyncloop last words", daemon=True)
-            with suppress(RuntimeError):  # the interpreter is ending and starts no threads
-                talking.start()
-                talking.join(_LAST_WORDS_S)
+            _within(_LAST_WORDS_S, work.last_words, signal.Signals(self._first).name)
         _kill_children()
         _show_cursor()
         os._exit(128 + self._first if self.outcome is None else self.outcome)
 
 
-def _say(line: str) -> None:
+def _within(seconds: float, words: Callable[[str], None], name: str) -> None:
+    """Call `words(name)` but do not wait longer for it: a disk may hang, too."""
+
+    def talk() -> None:
+        with suppress(Exception):
+            words(name)
+
+    talking = threading.Thread(target=talk, name="asyncloop last words", daemon=True)
+    with suppress(RuntimeError):  # the interpreter is ending and starts no threads
+        talking.start()
+        talking.join(seconds)
+
+
+def say(line: str) -> None:
     """One line to stderr, unless that would wait for a terminal or a reader that is not there."""
     begin = "\r\x1b[K" if os.isatty(2) else ""
     _write(f"{begin}{line}\n")

@@ -76,7 +76,8 @@ class Moments:
 
     def median(self) -> float:
         values = self.values()
-        return float(np.median(values)) if values.size else math.nan
+        with np.errstate(invalid="ignore"):  # halfway between -inf and inf
+            return float(np.median(values)) if values.size else math.nan
 
     def values(self) -> Floats:
         return np.concatenate(self._values) if self._values else np.empty(0)

@@ -31,7 +31,7 @@ class Screen(Protocol):
 
 
 def open_screen(mode: Mode) -> Screen | None:
-    """The screen for a mode; `auto` looks at where the program runs. None: show nothing. OSError if stderr is closed."""
+    """The screen for a mode; `auto` looks at where the program runs. None: shows none. OSError if stderr is closed."""
     if mode == "none" or sys.stderr is None:  # pyright: ignore[reportUnnecessaryComparison]
         return None
     if mode == "json":

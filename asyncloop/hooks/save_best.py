@@ -24,7 +24,7 @@ Mode = Literal["min", "max"]
 
 
 class SaveBest(Hook):
-    """Saves a checkpoint when `variable` of `stream` is strictly better than ever before; `checkpoints/<name>` names it.
+    """Saves a checkpoint when `variable` of `stream` is strictly better than before; `checkpoints/<name>` names it.
 
     Looks at each evaluation of the stream, inside epochs too, or at the end of an epoch if the stream is trained on.
     The first value is the best so far; NaN never is. Of a dict of aggregates `aggregation` is taken. `keep`: so many of
@@ -125,9 +125,8 @@ class SaveBest(Hook):
 
 def _pointer(key: str, value: object) -> str | None:
     """A file of that name goes beside the checkpoints."""
-    is_word = isinstance(value, str) and value.replace("-", "").replace("_", "").isalnum()
-    if (
-        is_word and value != "latest" and not value.isdigit() and not value.startswith("step-")
-    ):  # those mean checkpoints already
-        return None
+    if isinstance(value, str):
+        taken = value == "latest" or value.isdigit() or value.startswith("step-")  # what names checkpoints already
+        if not taken and value.replace("-", "").replace("_", "").isalnum():
+            return None
     return f"{key} is a word such as 'best' (not 'latest', no number, no path), not {value!r:.60}"

