@@ -131,6 +131,8 @@ class Checkpoints:
             manifest = json.loads((path / "manifest.json").read_text())
             if manifest.get("format") != FORMAT:
                 raise CheckpointError(f"{path} has format {manifest.get('format')!r}; this version reads {FORMAT}")
+            if manifest.pop("sha256") != _digest(_json(manifest)):
+                raise CheckpointError(f"{path / 'manifest.json'} is damaged: its SHA-256 is not the one it states")
             files = {file: self._verified(path / file, entry) for file, entry in manifest["files"].items()}
             state = json.loads(files["state.json"])
             arrays = {part: load_arrays(files[f"{part}.safetensors"]) for part in ("model", "hooks") if f"{part}.safetensors" in files}
@@ -182,15 +184,16 @@ class Checkpoints:
         files["model.safetensors"] = save_arrays(model_arrays)
         if hooks_arrays:
             files["hooks.safetensors"] = save_arrays(hooks_arrays)
-        manifest = {
+        manifest: dict[str, Any] = {
             "format": FORMAT,
             "step": step,
             "engine": engine,
             "files": {
-                name: {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+                name: {"sha256": _digest(content), "bytes": len(content)}
                 for name, content in sorted(files.items())
             },
         }
+        manifest["sha256"] = _digest(_json(manifest))
         for name, content in (*files.items(), ("manifest.json", _json(manifest))):
             _write_synced(aside / name, content)
         _sync_directory(aside)
@@ -218,7 +221,7 @@ class Checkpoints:
         if path.stat().st_size != entry["bytes"]:
             raise CheckpointError(f"{path} is damaged: {path.stat().st_size} bytes instead of {entry['bytes']}")
         content = path.read_bytes()
-        if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+        if _digest(content) != entry["sha256"]:
             raise CheckpointError(f"{path} is damaged: its SHA-256 is not the one of the manifest")
         return content
 
@@ -259,6 +262,10 @@ def _sync_directory(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _json(value: Any) -> bytes:

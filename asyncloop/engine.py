@@ -14,7 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -49,6 +49,7 @@ from asyncloop.progress import Progress
 from asyncloop.session import OpenStream, Position, Session
 from asyncloop.stats import Timings, WeightedMeans
 from asyncloop.stream import check_streams
+from asyncloop.watchdog import DEADLINES
 
 __all__ = ["Engine", "Result"]
 
@@ -428,7 +429,8 @@ class Engine:
             async with session:
                 try:
                     if announce:
-                        await self._begin()
+                        with suppress(_Stopped):  # then the body's first look at the stop ends it
+                            await self._begin()
                     yield
                 except _Stopped:
                     pass
@@ -475,6 +477,7 @@ class Engine:
             on_failure=self._hook_failed,
             on_log=self._log_from_hook,
             follows=self._follows,
+            deadlines=self._deadlines,
         )
 
     async def _begin(self) -> None:
@@ -724,10 +727,10 @@ def _evaluation_cadence(every: str | None) -> Cadence | None:
 
 
 def _deadlines(given: Mapping[str, float] | None) -> dict[str, float]:
-    known = ("batch", "step")
     for name, seconds in (given or {}).items():
-        if name not in known or seconds <= 0:
-            raise ConfigError(f"deadlines are positive seconds for {' and '.join(known)}, not {name!r} = {seconds!r}")
+        if name not in DEADLINES or seconds <= 0:
+            known = " and ".join(DEADLINES)
+            raise ConfigError(f"deadlines are positive seconds for {known}, not {name!r} = {seconds!r}")
     return dict(given or {})
 
 

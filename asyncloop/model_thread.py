@@ -94,6 +94,11 @@ class ModelThread:
         self._warned: set[str] = set()
         self._losses = _LossNames()
 
+    @property
+    def ident(self) -> int | None:
+        """The thread's identifier, as `threading.get_ident` gives it there."""
+        return self._thread.ident
+
     async def __aenter__(self) -> ModelThread:
         return self
 

@@ -25,6 +25,7 @@ from asyncloop.events import CheckpointSaved, RunInfo
 from asyncloop.model_thread import Halt, ModelThread, Rules, Stretch
 from asyncloop.stream import BufferStatistics, Feed, Pass, open_feed, open_node
 from asyncloop.threads import LoopHandle, LoopSleeper, OwnThread
+from asyncloop.watchdog import watch
 
 __all__ = ["OpenStream", "Position", "Session"]
 
@@ -79,11 +80,14 @@ class Session:
         on_failure: Callable[[BaseException], None],
         on_log: Callable[..., None],
         follows: Callable[[str, bool], tuple[str, bool] | None],
+        deadlines: Mapping[str, float],
     ) -> None:
         self.bus, self.control, self._run_info = bus, control, run
         self._model, self._dataset, self._rules, self._seed, self._buffer = model, dataset, rules, seed, buffer
         self._checkpoints, self._given_thread, self._positions = checkpoints, thread, positions
         self._on_failure, self._on_log, self._follows = on_failure, on_log, follows
+        self._deadlines = deadlines
+        self._stretch: Stretch | None = None
         self._stack = AsyncExitStack()
         self._open: dict[str, OpenStream] = {}
         self._warm: dict[tuple[str, bool], _WarmUp] = {}
@@ -94,6 +98,7 @@ class Session:
         self.saved_step = 0
         """The newest step of which a checkpoint was taken."""
         self._closing = False
+        self._watching: anyio.CancelScope | None = None
 
     async def __aenter__(self) -> Session:
         self._stack = await AsyncExitStack().__aenter__()
@@ -113,18 +118,28 @@ class Session:
             await self._stack.enter_async_context(self._dataset)
         live: Mapping[str, type] = getattr(self._model, "live", None) or {}
         self.control.attach(live, self._attracted)
+        if self._deadlines:
+            self._watching = anyio.CancelScope()
+            self.tasks.start_soon(self._watch)
         self.bus.open(self.tasks, fail=self._on_failure, stop=self.control.stop, log=self._on_log)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._closing = True
+        if self._watching is not None:
+            self._watching.cancel()
         with anyio.CancelScope(shield=True):
             await self._close_feeds()
             await self.written()
             self.bus.close()
         self.control.attach({}, lambda: None)
         await self._stack.__aexit__(None, None, None)
+
+    async def _watch(self) -> None:
+        assert self._watching is not None
+        with self._watching:
+            await watch(self._deadlines, self.thread.ident, lambda: self._stretch, self._on_failure)
 
     def _attracted(self) -> None:
         """Somebody used a control verb, on whatever thread: a thread or an engine that waits must look."""
@@ -226,11 +241,11 @@ class Session:
 
     async def run(self, stream: OpenStream, stretch: Stretch) -> Halt:
         """Let the model thread run a stretch; afterwards the stream's position is that of the last batch that ran."""
-        self._running = stream.feed
+        self._running, self._stretch = stream.feed, stretch
         try:
             return await self.thread.run(stretch, self._model, self._rules, self.bus, self.tasks)
         finally:
-            self._running = None
+            self._running = self._stretch = None
             stream.position = Position(stream.position.number, stretch.index, stretch.cursor)
             if stream.train:
                 self._positions[stream.name] = stream.position

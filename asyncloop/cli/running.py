@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,15 +111,20 @@ def _newest_checkpoint(run_dir: Path | None) -> str:
 
 
 def _record_interruption(run_dir: Path | None, signal_name: str) -> None:
-    """In run.json, by a file of another name than the run's own writer uses, who may be at work right now."""
+    """In run.json, beside the run's own writer, who may be in the middle of writing an older state: until it holds."""
     if run_dir is None:
         return
-    path, aside = run_dir / "run.json", run_dir / ".tmp-run.json-at-exit"
-    record = json.loads(path.read_text())
+    path, written_by_run = run_dir / "run.json", run_dir / ".tmp-run.json"
     ended: dict[str, Any] = {"state": "interrupted", "reason": signal_name, "exit_code": _SIGNAL_CODES[signal_name]}
-    record |= ended | {"times": {**record["times"], "ended": now()}}
-    aside.write_text(json.dumps(record, indent=1) + "\n")
-    os.replace(aside, path)
+    while True:  # the caller waits only so long
+        record = json.loads(path.read_text())
+        if record["state"] == "interrupted" and not written_by_run.exists():
+            return
+        record |= ended | {"times": {**record["times"], "ended": now()}}
+        aside = run_dir / ".tmp-run.json-at-exit"
+        aside.write_text(json.dumps(record, indent=1) + "\n")
+        os.replace(aside, path)
+        time.sleep(0.01)
 
 
 # --- the end on standard output -----------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ Imports nothing heavy: it is the first thing that the process does.
 
 from __future__ import annotations
 
+import atexit
 import os
 import select
 import signal
@@ -63,6 +64,7 @@ class SignalWatch:
             signal.signal(signal.SIGHUP, self._heard)
         self.listen()
         os.register_at_fork(after_in_child=self._forget)
+        atexit.register(_ignore_all)  # the first that is registered is the last that is called
         threading.Thread(target=self._watch, args=(reader,), name="asyncloop signals", daemon=True).start()
 
     def listen(self) -> None:
@@ -151,6 +153,12 @@ def _kill_children() -> None:
         with suppress(Exception):
             for child in multiprocessing.active_children():
                 child.kill()
+
+
+def _ignore_all() -> None:
+    """At the very end Python takes its handlers away, and a late signal would kill a process that ends well."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _ignored(number: int, frame: FrameType | None) -> None:

@@ -83,8 +83,6 @@ def test_damage_is_always_noticed(tmp_path: Path, file: str, damage: str) -> Non
     else:
         content[len(content) // 2] ^= 0x20
         path.write_bytes(content[: len(content) // 2] if damage == "cut" else content)
-    if (file, damage) == ("manifest.json", "flip"):
-        pytest.skip("a changed letter of the manifest may still be a valid manifest; the resume issue hashes it too")
     with pytest.raises(CheckpointError):
         checkpoints.read()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -280,3 +281,40 @@ async def test_wrong_arguments_are_all_named_at_once() -> None:
     assert len(caught.value.problems) == 4
     with pytest.raises(ConfigError, match="extra_streams is a list of stream names, not 'valid'"):
         Engine(Counting(), Arrays(), extra_streams="valid")
+
+
+@pytest.mark.parametrize("kind", ["async", "thread"])
+async def test_a_producer_that_hangs_is_named_after_the_batch_deadline(kind: str) -> None:
+    release = threading.Event()
+
+    async def hangs_async() -> AsyncIterator[dict[str, Any]]:
+        for batch in batches(2):
+            yield batch
+        await anyio.sleep_forever()
+
+    def hangs() -> Iterator[dict[str, Any]]:
+        yield from batches(2)
+        release.wait(5)
+
+    model = Counting()
+    stream = Stream.of(hangs_async if kind == "async" else hangs)
+    where = "wait" if kind == "thread" else "task"
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(_release_later, release)
+        with pytest.raises(StalledError, match=rf"(?s)batch 2 did not come within 0\.1 s; its producers:.*{where}"):
+            await Engine(model, Arrays(), buffer=2, deadlines={"batch": 0.1}).epoch(train=[stream])
+    assert model.trained_on == [0, 1]
+
+
+async def _release_later(event: threading.Event) -> None:
+    await anyio.sleep(0.3)
+    event.set()
+
+
+async def test_a_step_over_its_deadline_is_reported_with_its_stack(caplog: pytest.LogCaptureFixture) -> None:
+    model = Counting(lambda n, train: time.sleep(0.3) if n == 1 else None)
+    await Engine(model, Arrays(3), epochs=1, skip_zeroth_epoch=True, deadlines={"step": 0.05}).train()
+    assert "stream 'train', batch 1 has been running for more than 0.05 s" in caplog.text
+    assert "time.sleep(0.3)" in caplog.text
+    with pytest.raises(ConfigError, match="deadlines are positive seconds for batch and step, not 'bach'"):
+        Engine(model, Arrays(), deadlines={"bach": 1})
