@@ -4,51 +4,52 @@ Batches come from async producers through a bounded stream buffer; the engine ru
 thread; hooks follow as async subscribers of an event bus; an epoch costs the slowest of the three, never their sum.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from asyncloop._version import __version__
-from asyncloop.batch import Batch, Cursor
-from asyncloop.bus import EventBus, Gap
-from asyncloop.control import Control
-from asyncloop.engine import Engine, Result
-from asyncloop.errors import (
-    AsyncloopError,
-    CheckpointError,
-    ConfigError,
-    DataError,
-    HookError,
-    ModelError,
-    NonFiniteError,
-    NothingToResumeError,
-    StalledError,
-    StopTraining,
-    StorageError,
-    UsageError,
-)
-from asyncloop.events import (
-    AfterBatch,
-    AfterEpoch,
-    AfterEpochProfile,
-    AfterEvaluation,
-    AfterTraining,
-    BeforeBatch,
-    BeforeEpoch,
-    BeforeTraining,
-    CheckpointSaved,
-    EpochData,
-    Event,
-    OnException,
-    ParameterChanged,
-    Paused,
-    Resumed,
-)
-from asyncloop.hook import Hook
-from asyncloop.model import Model
-from asyncloop.stats import log
-from asyncloop.stream import Stream, StreamBuffer
 
 if TYPE_CHECKING:
+    from asyncloop.batch import Batch, Cursor
+    from asyncloop.bus import EventBus, Gap
+    from asyncloop.control import Control
+    from asyncloop.engine import Engine, Result
+    from asyncloop.errors import (
+        AsyncloopError,
+        CheckpointError,
+        ConfigError,
+        DataError,
+        HookError,
+        ModelError,
+        NonFiniteError,
+        NothingToResumeError,
+        StalledError,
+        StopTraining,
+        StorageError,
+        UsageError,
+    )
+    from asyncloop.events import (
+        AfterBatch,
+        AfterEpoch,
+        AfterEpochProfile,
+        AfterEvaluation,
+        AfterTraining,
+        BeforeBatch,
+        BeforeEpoch,
+        BeforeTraining,
+        CheckpointSaved,
+        EpochData,
+        Event,
+        OnException,
+        ParameterChanged,
+        Paused,
+        Resumed,
+    )
+    from asyncloop.hook import Hook
+    from asyncloop.model import Model
     from asyncloop.runs import Run, load_model, open_run, run, start
+    from asyncloop.stats import log
+    from asyncloop.stream import Stream, StreamBuffer
 
 __all__ = [
     "AfterBatch",
@@ -98,16 +99,31 @@ __all__ = [
     "start",
 ]
 
-_FROM_RUNS = frozenset({"Run", "load_model", "open_run", "run", "start"})
+_ROOMS = {
+    "batch": "Batch Cursor",
+    "bus": "EventBus Gap",
+    "control": "Control",
+    "engine": "Engine Result",
+    "errors": "AsyncloopError CheckpointError ConfigError DataError HookError ModelError NonFiniteError "
+    "NothingToResumeError StalledError StopTraining StorageError UsageError",
+    "events": "AfterBatch AfterEpoch AfterEpochProfile AfterEvaluation AfterTraining BeforeBatch BeforeEpoch "
+    "BeforeTraining CheckpointSaved EpochData Event OnException ParameterChanged Paused Resumed",
+    "hook": "Hook",
+    "model": "Model",
+    "runs": "Run load_model open_run run start",
+    "stats": "log",
+    "stream": "Stream StreamBuffer",
+}
+_ROOM_OF = {name: room for room, names in _ROOMS.items() for name in names.split()}
 
 
 def __getattr__(name: str) -> Any:
-    """Runs need the config machinery (pydantic), which embedding an Engine does not: they are loaded when first used."""
-    if name in _FROM_RUNS:
-        from asyncloop import runs
-
-        return getattr(runs, name)
-    raise AttributeError(f"module 'asyncloop' has no attribute {name!r}")
+    """Names are loaded when first used: an import costs next to nothing, and signal handlers can be set before numpy."""
+    room = _ROOM_OF.get(name)
+    if room is None:
+        raise AttributeError(f"module 'asyncloop' has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(f"asyncloop.{room}"), name)
+    return value
 
 
 def __dir__() -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from asyncloop.errors import DataError
 
@@ -12,14 +12,16 @@ __all__ = ["Batch", "Cursor", "as_batch", "n_examples_of"]
 Batch: TypeAlias = Mapping[str, Any]
 """Source name → array-like whose axis 0 is the example axis. Nobody changes a batch after it was produced."""
 
-Cursor: TypeAlias = "None | bool | int | float | str | list[Cursor] | dict[str, Cursor]"
+Cursor: TypeAlias = "bool | int | float | str | list[Cursor] | dict[str, Cursor] | None"
 """The position of a stream right after a batch: a small JSON value that only the stream understands."""
 
 
 def as_batch(value: object, stream: str, index: int) -> Batch:
     """`value` itself if it is a mapping with string keys, else a DataError that says what it is instead."""
-    if isinstance(value, Mapping):
-        return value  # pyright: ignore[reportUnknownVariableType]
+    if isinstance(
+        value, dict | Mapping
+    ):  # dict first: the common kind, and the check of an ABC costs five times as much
+        return cast(Batch, value)
     what = "None" if value is None else f"{type(value).__name__!r}"
     hint = ""
     if isinstance(value, tuple | list):

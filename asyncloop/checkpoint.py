@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +32,9 @@ from asyncloop.errors import CheckpointError, NonFiniteError, StorageError
 __all__ = ["FORMAT", "Checkpoints", "Saved", "copy_state", "nonfinite_leaf", "storage_error", "write_atomically"]
 
 FORMAT = 1
-_NATIVE = frozenset("float64 float32 float16 int64 int32 int16 int8 uint64 uint32 uint16 uint8 bool".split())
+_NATIVE = frozenset(
+    ["float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool"]
+)
 
 _REMEDIES = {
     errno.ENOSPC: "free some space, or choose another output directory",
@@ -61,9 +64,9 @@ def copy_state(state: Any) -> Any:
     if hasattr(state, "detach"):
         state = state.detach().cpu().numpy()
     if isinstance(state, np.ndarray):
-        return np.array(state, copy=True, order="C")
+        return np.array(cast("np.ndarray[Any, Any]", state), copy=True, order="C")
     if isinstance(state, np.generic):
-        return state.item()
+        return cast("np.generic[Any]", state).item()
     if state is None or isinstance(state, bool | int | float | str):
         return state
     raise CheckpointError(
@@ -79,9 +82,9 @@ def nonfinite_leaf(state: Any, path: str = "") -> str | None:
             found = nonfinite_leaf(value, f"{path}/{key}" if path else str(key))
             if found:
                 return found
-    elif isinstance(state, np.ndarray) and state.dtype.kind in "fc":
+    elif isinstance(state, np.ndarray):
         array = cast("np.ndarray[Any, Any]", state)
-        if not np.isfinite(array).all():
+        if array.dtype.kind in "fc" and not np.isfinite(array).all():
             return path
     return None
 
@@ -135,7 +138,11 @@ class Checkpoints:
                 raise CheckpointError(f"{path / 'manifest.json'} is damaged: its SHA-256 is not the one it states")
             files = {file: self._verified(path / file, entry) for file, entry in manifest["files"].items()}
             state = json.loads(files["state.json"])
-            arrays = {part: load_arrays(files[f"{part}.safetensors"]) for part in ("model", "hooks") if f"{part}.safetensors" in files}
+            arrays = {
+                part: load_arrays(files[f"{part}.safetensors"])
+                for part in ("model", "hooks")
+                if f"{part}.safetensors" in files
+            }
             model = _decoded(state["model"], arrays.get("model", {}))
             hooks = _decoded(state["hooks"], arrays.get("hooks", {}))
         except (ValueError, KeyError, TypeError, SafetensorError) as error:
@@ -173,7 +180,9 @@ class Checkpoints:
         for leftover in self.directory.glob(".tmp-*"):
             shutil.rmtree(leftover, ignore_errors=True)
 
-    def _write_new(self, target: Path, step: int, model: Any, hooks: Mapping[str, Any], engine: Mapping[str, Any]) -> None:
+    def _write_new(
+        self, target: Path, step: int, model: Any, hooks: Mapping[str, Any], engine: Mapping[str, Any]
+    ) -> None:
         aside = self.directory / f".tmp-{target.name}"
         shutil.rmtree(aside, ignore_errors=True)
         shutil.rmtree(target, ignore_errors=True)  # a directory without a manifest is none of ours
@@ -189,8 +198,7 @@ class Checkpoints:
             "step": step,
             "engine": engine,
             "files": {
-                name: {"sha256": _digest(content), "bytes": len(content)}
-                for name, content in sorted(files.items())
+                name: {"sha256": _digest(content), "bytes": len(content)} for name, content in sorted(files.items())
             },
         }
         manifest["sha256"] = _digest(_json(manifest))
@@ -243,7 +251,7 @@ def refuse_nonfinite(step: int, model: Any) -> None:
 
 def write_atomically(path: Path, content: bytes) -> None:
     """Replace a small file so that readers see the old or the new content, also after a crash."""
-    aside = path.with_name(f".tmp-{path.name}")
+    aside = path.with_name(f".tmp-{path.name}-{os.getpid()}-{threading.get_ident()}")
     _write_synced(aside, content)
     os.replace(aside, path)
     _sync_directory(path.parent)

@@ -1,10 +1,10 @@
 """Engine: the loop. It plans, the model thread runs, hooks follow.
 
-    async with the session (model thread, producers, hooks):
-        before_training
-        zeroth epoch: evaluate what there is
-        until finished: train the train stream, evaluate the extra streams, after_epoch
-        after_training, always
+async with the session (model thread, producers, hooks):
+    before_training
+    zeroth epoch: evaluate what there is
+    until finished: train the train stream, evaluate the extra streams, after_epoch
+    after_training, always
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, cast, get_args
@@ -185,7 +185,9 @@ class Engine:
         Counts as a training epoch if there is something to train on. Alone it fires neither before_ nor after_training;
         inside `async with engine` those come once around all calls.
         """
-        sources = _named_sources(train, "train") | _named_sources(evaluate, "eval", taken=_named_sources(train, "train"))
+        sources = _named_sources(train, "train") | _named_sources(
+            evaluate, "eval", taken=_named_sources(train, "train")
+        )
         train_names = [name for name, (_, is_train) in sources.items() if is_train]
         evaluate_names = [name for name, (_, is_train) in sources.items() if not is_train]
         given = {name: source for name, (source, _) in sources.items() if not isinstance(source, str)}
@@ -468,7 +470,7 @@ class Engine:
             bus=self.bus,
             run=self.run_info,
             control=self.control,
-            rules=self.rules,
+            rules=replace(self.rules, left_to_hooks=_left_to_hooks(self.bus)),
             seed=self.seed,
             buffer=self.buffer,
             checkpoints=checkpoints,
@@ -496,7 +498,9 @@ class Engine:
             self.control.stop("cancelled")
         if failure is not None:
             self.bus.release_thread(True)
-        model_failed = failure is not None and not cancelled and failure is not self._failure and not _from_data(failure)
+        model_failed = (
+            failure is not None and not cancelled and failure is not self._failure and not _from_data(failure)
+        )
         try:
             if self.control.aborted:
                 self.bus.drop_backlog()
@@ -626,7 +630,9 @@ class Engine:
                 profile[f"depth_{name}"] = statistics.depth
                 profile[f"model_waits_{name}"] = statistics.taker_waits
                 profile[f"producer_waits_{name}"] = statistics.producer_waits
-        stages = [value.total for key, value in profile.items() if key.startswith(("eval_batch_", "after_batch_hooks_"))]
+        stages = [
+            value.total for key, value in profile.items() if key.startswith(("eval_batch_", "after_batch_hooks_"))
+        ]
         profile["overlap"] = (sum(stages) + making_s) / max(now - epoch.began_s, 1e-9)
         return profile
 
@@ -637,7 +643,8 @@ class Engine:
             "epochs_done": self.progress.epochs_done,
             "seed": self.seed,
             "positions": {
-                name: {"pass": at.number, "index": at.index, "cursor": at.cursor} for name, at in self._positions.items()
+                name: {"pass": at.number, "index": at.index, "cursor": at.cursor}
+                for name, at in self._positions.items()
             },
         }
         if self.own_rng:
@@ -732,6 +739,17 @@ def _deadlines(given: Mapping[str, float] | None) -> dict[str, float]:
             known = " and ".join(DEADLINES)
             raise ConfigError(f"deadlines are positive seconds for {known}, not {name!r} = {seconds!r}")
     return dict(given or {})
+
+
+def _left_to_hooks(bus: EventBus) -> frozenset[str] | None:
+    """Outputs that hooks like StopOnNaN watch in the engine's place (their `takes_over_nonfinite`; None: all)."""
+    names: set[str] = set()
+    for hook, _ in bus.hooks:
+        taken = getattr(hook, "takes_over_nonfinite", ())
+        if taken is None:
+            return None
+        names.update(taken)
+    return frozenset(names)
 
 
 def _named_sources(

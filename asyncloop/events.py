@@ -144,10 +144,11 @@ class AfterEpoch(Event):
 
 @dataclass(slots=True, eq=False)
 class AfterEpochProfile(Event):
-    """After `after_epoch`. `profile`: `read_batch_<stream>`, `eval_batch_<stream>`, … → Timings in seconds."""
+    """After `after_epoch`. `profile`: `read_batch_<stream>`, `eval_batch_<stream>`, `after_batch_hooks_<stream>`, `after_epoch_hooks`
+    → Timings in seconds; `depth_<stream>`, `model_waits_<stream>`, `producer_waits_<stream>`, `overlap` → numbers."""
 
     method: ClassVar[str] = "after_epoch_profile"
-    profile: Mapping[str, Timings]
+    profile: Mapping[str, Timings | float]
     streams: Sequence[str]
 
 

@@ -48,6 +48,8 @@ class Rules:
     on_empty_batch: Policy = "error"
     on_unused_sources: Policy = "warn"
     on_nonfinite: Policy = "error"
+    left_to_hooks: frozenset[str] | None = frozenset()
+    """Outputs that a hook watches instead of `on_nonfinite`; None: all of them."""
 
 
 @dataclass(slots=True)
@@ -92,7 +94,6 @@ class ModelThread:
         self._lazy: Mapping[str, Callable[[], Any]] = _NOTHING
         self._tasks: TaskGroup | None = None
         self._warned: set[str] = set()
-        self._losses = _LossNames()
 
     @property
     def ident(self) -> int | None:
@@ -158,8 +159,8 @@ class ModelThread:
         clock, next_item, sums, weights = time.perf_counter, feed.next, means.sums, means.weights
         wanted, before_batch, timed_hooks = bus.wants_batches, bus.wants_before_batch, bus.timed if train else []
         batches, until_s, until_step = stretch.batches, stretch.until_s, stretch.until_step if train else None
-        watched = self._losses if train and rules.on_nonfinite != "ignore" else None
-        sources: frozenset[str] | None = None
+        watched = _losses(rules) if train else None
+        sources: Any = None
         read: list[float] = []
         ran: list[float] = []
         n_examples, step = 0, stretch.step
@@ -171,7 +172,7 @@ class ModelThread:
                 if control.pending:
                     return "asked"
                 try:
-                    batch, cursor = next_item()
+                    given, cursor = next_item()
                 except EndOfStream:
                     return "end"
                 except Interrupted:
@@ -182,8 +183,7 @@ class ModelThread:
                 began_s = clock()
                 index = stretch.index
                 stretch.index = index + 1
-                if type(batch) is not dict:
-                    batch = as_batch(batch, stream, index)
+                batch: Batch = as_batch(given, stream, index)
                 if batch.keys() != sources:
                     self._check_sources(batch, rules, stream, index)
                     sources = frozenset(batch)
@@ -198,14 +198,14 @@ class ModelThread:
                 if before_batch:
                     feeds, asked_before = self._before_batch(bus, stretch, batch, index)
                 try:
-                    outputs = run(feeds, train=train, stream=stream)
+                    outputs: Mapping[str, Any] = run(feeds, train=train, stream=stream)
                 except Exception as error:
                     at_step = f", step {step + 1}" if train else ""
                     error.add_note(f"model.run on stream {stream!r}, batch {index}{at_step}")
                     raise
                 ended_s = clock()
                 lazy = None
-                if type(outputs) is not dict or not outputs.keys().isdisjoint(batch):
+                if not isinstance(outputs, dict) or not outputs.keys().isdisjoint(batch):
                     _check_outputs(outputs, batch, stream, index)
                 for name, value in outputs.items():
                     if type(value) is float and name in sums:
@@ -349,7 +349,7 @@ def _take_output(
     name: str, value: Any, means: WeightedMeans, n_examples: int, lazy: dict[str, Callable[[], Any]] | None
 ) -> dict[str, Callable[[], Any]] | None:
     """Add a scalar output to the means, or a callable to the lazy ones; the lazy outputs so far."""
-    sort = _sorts.get(type(value)) or _sort_of(type(value))
+    sort = _sort(value)
     if sort == "scalar" or (sort == "array" and value.ndim == 0):
         means.add(name, _host_scalar(value), n_examples)
     elif sort == "lazy":
@@ -363,9 +363,19 @@ def _take_output(
 class _LossNames(dict[str, bool]):
     """Output name → whether it must be finite; worked out once a name."""
 
+    def __init__(self, left_to_hooks: frozenset[str]) -> None:
+        super().__init__()
+        self._left_to_hooks = left_to_hooks
+
     def __missing__(self, name: str) -> bool:
-        self[name] = watched = name == "loss" or name.endswith("_loss")
+        is_loss = name == "loss" or name.endswith("_loss")
+        self[name] = watched = is_loss and name not in self._left_to_hooks
         return watched
+
+
+def _losses(rules: Rules) -> _LossNames | None:
+    nobody_looks = rules.on_nonfinite == "ignore" or rules.left_to_hooks is None
+    return None if nobody_looks else _LossNames(rules.left_to_hooks or frozenset())
 
 
 def _is_finite(value: Any) -> bool:
@@ -381,7 +391,9 @@ def _is_finite(value: Any) -> bool:
 def _nonfinite(policy: Policy, name: str, value: Any, step: int, stream: str, index: int) -> None:
     shown = value if np.ndim(value) == 0 else "an array with values that are not finite"
     what = f"output {name!r} is {shown} at step {step} (stream {stream!r}, batch {index})"
-    _by_policy(policy, what + "; look at the learning rate and at that batch, or set on_nonfinite = 'warn'", NonFiniteError)
+    _by_policy(
+        policy, what + "; look at the learning rate and at that batch, or set on_nonfinite = 'warn'", NonFiniteError
+    )
 
 
 def _fold(stretch: Stretch, read: list[float], ran: list[float]) -> None:
@@ -403,10 +415,15 @@ def _evaluated(lazy: Mapping[str, Callable[[], Any]], names: Sequence[str]) -> d
     return {name: lazy[name]() for name in lazy if name in wanted}
 
 
-_sorts: dict[type, str] = {}
+_sorts: dict[type[Any], str] = {}
 
 
-def _sort_of(kind: type) -> str:
+def _sort(value: Any) -> str:
+    kind = cast("type[Any]", type(value))
+    return _sorts.get(kind) or _sort_of(kind)
+
+
+def _sort_of(kind: type[Any]) -> str:
     """How outputs of a type are treated; asked once a type."""
     if issubclass(kind, bool | np.bool_ | int | float | np.number):
         sort = "scalar"
@@ -414,7 +431,7 @@ def _sort_of(kind: type) -> str:
         sort = "mapping"
     elif hasattr(kind, "ndim"):
         sort = "array"
-    elif callable(getattr(kind, "__call__", None)) and not isinstance(kind, str):  # noqa: B004
+    elif hasattr(kind, "__call__"):  # noqa: B004
         sort = "lazy"
     else:
         sort = "other"
@@ -424,7 +441,7 @@ def _sort_of(kind: type) -> str:
 
 def _add_nested(means: WeightedMeans, path: str, values: Mapping[str, Any], n_examples: int) -> None:
     for name, value in values.items():
-        sort = _sorts.get(type(value)) or _sort_of(type(value))
+        sort = _sort(value)
         if sort == "mapping":
             _add_nested(means, f"{path}/{name}", value, n_examples)
         elif sort == "scalar" or (sort == "array" and value.ndim == 0):

@@ -57,7 +57,7 @@ async def build(config: Config, rundir: RunDir) -> AsyncGenerator[Parts]:
             offered = {"dataset": dataset, "output_dir": rundir.path}
             model = await thread.call(lambda: config.model.build(**offered))
             _check_model(model)
-            hooks = [await helper.call(lambda hook=hook: hook.build(**offered)) for hook in config.hooks]
+            hooks = await helper.call(lambda: [hook.build(**offered) for hook in config.hooks])
         yield Parts(config, rundir, dataset, model, hooks, thread)
 
 
@@ -136,13 +136,13 @@ async def first_batches(dataset: Any, streams: Sequence[str], seed: int) -> dict
 async def _first_batch(dataset: Any, stream: str, seed: int) -> Batch:
     at = Pass(stream, 0, seed)
     node = await open_node(dataset, stream, None, at)
+    problem: Exception | None = None
+    value: Any = None
     async with OwnThread(f"asyncloop first batch of {stream!r}") as reader, anyio.create_task_group() as tasks:
         feed = open_feed(
             node, at, None, buffer=1, known_cost_s=None, tasks=tasks,
             close_on_model_thread=reader.call, on_exhausted=lambda: None,
         )  # fmt: skip
-        problem: Exception | None = None
-        value: Any = None
         try:
             value, _ = await reader.call(feed.next, on_cancel=feed.interrupt)
         except EndOfStream:
@@ -176,7 +176,9 @@ async def _run_once(parts: Parts, batch: Batch, stream: str) -> Mapping[str, Any
 def _check_model(model: Any) -> None:
     if not isinstance(model, Model):
         lacking = [
-            name for name in ("input_names", "output_names", "run", "state_dict", "load_state_dict") if not hasattr(model, name)
+            name
+            for name in ("input_names", "output_names", "run", "state_dict", "load_state_dict")
+            if not hasattr(model, name)
         ]
         raise ConfigError(f"{type(model).__name__} is no model: it lacks {', '.join(lacking)}")
 
@@ -189,8 +191,8 @@ def _described(value: Any) -> tuple[str, tuple[int, ...]]:
     dtype = getattr(value, "dtype", None)
     if dtype is not None:
         return str(dtype), tuple(value.shape)
-    shape = (len(value),) if hasattr(value, "__len__") and not isinstance(value, str | Mapping) else ()
-    return type(value).__name__, shape
+    kind = cast("type[Any]", type(value))
+    return kind.__name__, (len(value),) if hasattr(kind, "__len__") and kind not in (str, dict) else ()
 
 
 def _kind(hook: Any) -> str:
@@ -199,7 +201,7 @@ def _kind(hook: Any) -> str:
 
 
 def _is_async(hook: Any) -> bool:
-    methods = [getattr(hook, name, None) for name in ("after_batch", "after_batches", "after_epoch", "after_evaluation")]
+    methods = [
+        getattr(hook, name, None) for name in ("after_batch", "after_batches", "after_epoch", "after_evaluation")
+    ]
     return any(inspect.iscoroutinefunction(method) for method in methods)
-
-

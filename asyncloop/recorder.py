@@ -63,7 +63,9 @@ class Recorder(Hook):
 
     def after_epoch_profile(self, event: AfterEpochProfile) -> None:
         profile = {
-            name: {"count": value.count, "total_s": value.total, "mean_s": value.mean} if isinstance(value, Timings) else value
+            name: {"count": value.count, "total_s": value.total, "mean_s": value.mean}
+            if isinstance(value, Timings)
+            else value
             for name, value in event.profile.items()
         }
         self._write(event, {"profile": profile})

@@ -15,7 +15,7 @@ __all__ = ["capture", "restore", "seed_globals"]
 def seed_globals(seed: int) -> None:
     """Seed Python's and numpy's global generators, and torch's if torch is loaded."""
     random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002
+    np.random.seed(seed % 2**32)
     torch = sys.modules.get("torch")
     if torch is not None:
         torch.manual_seed(seed)
@@ -24,7 +24,7 @@ def seed_globals(seed: int) -> None:
 def capture() -> dict[str, Any]:
     """Their states as JSON values."""
     version, words, gauss = random.getstate()
-    name, keys, position, has_gauss, cached = cast("tuple[Any, ...]", np.random.get_state())  # noqa: NPY002
+    name, keys, position, has_gauss, cached = cast("tuple[Any, ...]", np.random.get_state())
     states: dict[str, Any] = {
         "python": [version, list(words), gauss],
         "numpy": [name, keys.tolist(), position, has_gauss, cached],
@@ -40,7 +40,7 @@ def restore(states: Mapping[str, Any]) -> None:
     version, words, gauss = states["python"]
     random.setstate((version, tuple(words), gauss))
     name, keys, position, has_gauss, cached = states["numpy"]
-    np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, cached))  # noqa: NPY002
+    np.random.set_state((name, np.array(keys, dtype=np.uint32), position, has_gauss, cached))
     torch = sys.modules.get("torch")
     if torch is not None and "torch" in states:
         torch.set_rng_state(torch.tensor(states["torch"], dtype=torch.uint8))

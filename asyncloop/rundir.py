@@ -1,6 +1,6 @@
 """The run directory: what a run leaves behind, and who may write it.
 
-    config.toml  resolved.toml  run.json  trace.json  log.txt  events.jsonl  metrics.jsonl  code/  checkpoints/  lock
+config.toml  resolved.toml  run.json  trace.json  log.txt  events.jsonl  metrics.jsonl  code/  checkpoints/  lock
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import threading
 import uuid
 from collections.abc import Callable, Iterable, Mapping
 from contextvars import ContextVar
@@ -45,6 +46,7 @@ class RunDir:
     def __init__(self, path: Path, run_id: str, name: str) -> None:
         self.path, self.id, self.name = path, run_id, name
         self._record: dict[str, Any] = {}
+        self._updating = threading.Lock()
         self._lock: int | None = None
         self._log: logging.Handler | None = None
         self._level_before = logging.NOTSET
@@ -79,7 +81,12 @@ class RunDir:
                 "seed": seed,
                 "tags": list(tags),
                 "times": {"created": now(), "started": None, "ended": None},
-                "host": {"name": platform.node(), "pid": os.getpid(), "cpus": os.cpu_count(), "system": platform.platform()},
+                "host": {
+                    "name": platform.node(),
+                    "pid": os.getpid(),
+                    "cpus": os.cpu_count(),
+                    "system": platform.platform(),
+                },
                 "versions": _versions(),
                 "git": None,
                 "command": sys.argv,
@@ -92,10 +99,16 @@ class RunDir:
 
     def update(self, **changes: Any) -> None:
         """Change entries of run.json; readers see the old or the new file, never half of one."""
-        times = changes.pop("times", {})
-        self._record.update(changes)
-        self._record["times"] |= times
-        write_atomically(self.path / "run.json", (json.dumps(jsonable(self._record), indent=1) + "\n").encode())
+        with self._updating:
+            times = changes.pop("times", {})
+            self._record.update(changes)
+            self._record["times"] |= times
+            write_atomically(self.path / "run.json", (json.dumps(jsonable(self._record), indent=1) + "\n").encode())
+
+    def remove(self) -> None:
+        """Take back a directory whose run was cancelled or failed before it began; nothing of the user's was in it."""
+        if (self.path / "lock").exists():
+            shutil.rmtree(self.path, ignore_errors=True)
 
     def snapshot_code(self, folders: Iterable[Path]) -> None:
         """Copy the user's .py and .toml files (bounded in number and size) and note the git revision. Never fatal."""
@@ -138,7 +151,11 @@ def find_run(run: str | Path, root: Path = Path("runs")) -> Path:
     there = [entry for entry in root.glob("*") if (entry / "run.json").is_file()] if root.is_dir() else []
     if str(run) == "latest" and there:
         return max(there, key=lambda entry: json.loads((entry / "run.json").read_text())["times"]["created"])
-    found = [entry for entry in there if entry.name.startswith(str(run)) or entry.name.rpartition("-")[2].startswith(str(run))]
+    found = [
+        entry
+        for entry in there
+        if entry.name.startswith(str(run)) or entry.name.rpartition("-")[2].startswith(str(run))
+    ]
     if len(found) != 1:
         what = f"{len(found)} runs match" if found else "no run matches"
         names = ", ".join(sorted(entry.name for entry in found or there)) or "none"

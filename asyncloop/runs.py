@@ -12,12 +12,13 @@ from typing import Any
 
 import anyio
 
+from asyncloop.blame import code_of
 from asyncloop.bus import Listener
 from asyncloop.checkpoint import Checkpoints
 from asyncloop.config import Config, dumps, load_config
 from asyncloop.control import Control
 from asyncloop.engine import Engine, Result
-from asyncloop.errors import AsyncloopError, ConfigError, StorageError
+from asyncloop.errors import ConfigError, StorageError
 from asyncloop.events import Event, RunInfo
 from asyncloop.preflight import CheckReport, Parts, build, check_variables, dry_run
 from asyncloop.progress import Progress
@@ -158,9 +159,9 @@ class Run:
 
 
 def exit_code_of(result: Result | None, error: BaseException | None) -> int:
-    """The command line's exit code for an outcome (CONTRACT of the command line, in `asyncloop --help`)."""
+    """The command line's exit code for an outcome."""
     if error is not None:
-        return error.exit_code if isinstance(error, AsyncloopError) else 3
+        return code_of(error)
     return _SIGNALS.get(result.reason, 0) if result is not None else 0
 
 
@@ -198,8 +199,8 @@ async def open_run(
             rundir.create({}, engine.seed, ())
             engine.bus.add(Recorder(rundir))
         if rundir is not None:
-            rundir.open_log()
             stack.callback(rundir.close)
+            rundir.open_log()
         live = Run(engine, rundir)
         body_error = await stack.enter_async_context(_background(live))
         try:
@@ -272,9 +273,15 @@ async def _make_directory(parts: Parts) -> None:
     files = {"config.toml": config.text, "resolved.toml": dumps(config.resolved)}
     folder = config.path.parent if config.path is not None else None
     async with OwnThread("asyncloop run directory") as thread:
-        await thread.call(rundir.create, files, config.run.seed, config.run.tags)
-        if folder is not None:
-            await thread.call(rundir.snapshot_code, [folder])
+        try:
+            await thread.call(rundir.create, files, config.run.seed, config.run.tags)
+            if folder is not None:
+                await thread.call(rundir.snapshot_code, [folder])
+        except BaseException:
+            rundir.close()
+            with anyio.CancelScope(shield=True):
+                await thread.call(rundir.remove)
+            raise
 
 
 async def check(source: Source, *, set: Overrides = ()) -> CheckReport:
@@ -353,5 +360,3 @@ def uvloop_is_there() -> bool:
     except ImportError:
         return False
     return True
-
-

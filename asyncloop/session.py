@@ -83,7 +83,8 @@ class Session:
         deadlines: Mapping[str, float],
     ) -> None:
         self.bus, self.control, self._run_info = bus, control, run
-        self._model, self._dataset, self._rules, self._seed, self._buffer = model, dataset, rules, seed, buffer
+        self._model, self._dataset, self._rules, self._seed = model, dataset, rules, seed
+        self._buffer: int | Literal["auto"] = buffer
         self._checkpoints, self._given_thread, self._positions = checkpoints, thread, positions
         self._on_failure, self._on_log, self._follows = on_failure, on_log, follows
         self._deadlines = deadlines
@@ -91,6 +92,7 @@ class Session:
         self._stack = AsyncExitStack()
         self._open: dict[str, OpenStream] = {}
         self._warm: dict[tuple[str, bool], _WarmUp] = {}
+        self._feeds: dict[int, Feed] = {}
         self._costs: dict[str, float] = {}
         self._statistics: dict[str, BufferStatistics] = {}
         self._running: Feed | None = None
@@ -189,6 +191,7 @@ class Session:
             close_on_model_thread=self.thread.call,
             on_exhausted=lambda: self._exhausted(name, train),
         )
+        self._feeds[id(feed)] = feed
         return OpenStream(name, train, feed, position)
 
     async def end_pass(self, stream: OpenStream) -> None:
@@ -200,6 +203,7 @@ class Session:
         if statistics is not None:
             self._statistics[stream.name] = statistics
         await stream.feed.aclose()
+        del self._feeds[id(stream.feed)]
         if stream.train:
             self._open.pop(stream.name, None)
             self._positions[stream.name] = Position(number=stream.position.number + 1)
@@ -231,11 +235,10 @@ class Session:
     async def _close_feeds(self) -> None:
         for warm in self._warm.values():
             await warm.ready.wait()
-        opened = [*self._open.values(), *(warm.stream for warm in self._warm.values() if warm.stream is not None)]
         self._open.clear()
         self._warm.clear()
-        for stream in opened:
-            await stream.feed.aclose()
+        while self._feeds:
+            await self._feeds.popitem()[1].aclose()
 
     # --- running ------------------------------------------------------------------------------------------------
 
@@ -287,7 +290,8 @@ class Session:
     async def _write(
         self, step: int, model: Any, record: Mapping[str, Any], marker: Marker, requests: list[PendingCheckpoint]
     ) -> None:
-        assert self._checkpoints is not None and self._saving is not None
+        assert self._checkpoints is not None
+        assert self._saving is not None
         checkpoints, saving = self._checkpoints, self._saving
         with anyio.CancelScope(shield=True):
             try:

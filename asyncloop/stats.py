@@ -82,11 +82,7 @@ class WeightedMeans:
             self.weights[name] = weight
 
     def result(self) -> dict[str, float]:
-        return {
-            name: float(total) / self.weights[name]
-            for name, total in self.sums.items()
-            if self.weights[name]
-        }
+        return {name: float(total) / self.weights[name] for name, total in self.sums.items() if self.weights[name]}
 
 
 class MetricSink(Protocol):

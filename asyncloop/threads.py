@@ -31,9 +31,7 @@ class LoopHandle:
         native: Any = current_token().native_token
         self._thread_id = threading.get_ident()
         # trio's token has run_sync_soon for both; asyncio's loop tells the two apart
-        self._from_thread: Callable[..., Any] = (
-            getattr(native, "call_soon_threadsafe", None) or native.run_sync_soon
-        )
+        self._from_thread: Callable[..., Any] = getattr(native, "call_soon_threadsafe", None) or native.run_sync_soon
         self._here: Callable[..., Any] = getattr(native, "call_soon", None) or native.run_sync_soon
 
     @property
@@ -116,8 +114,13 @@ class _Job:
     def run(self) -> None:
         try:
             self._result = self._context.run(self._fn, *self._args)
-        except BaseException as error:
+        except Exception as error:
             self._error = error
+        except BaseException as error:  # sys.exit() in a thread ends nothing; it must not end the event loop instead
+            self._error = RuntimeError(
+                f"{type(error).__name__} was raised in thread {threading.current_thread().name!r}"
+            )
+            self._error.__cause__ = error
         self._loop.soon(self.done.set)
 
     def result(self) -> Any:

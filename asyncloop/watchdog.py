@@ -9,6 +9,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from types import FrameType
+from typing import Any
 
 import anyio
 
@@ -17,6 +18,8 @@ from asyncloop.model_thread import Stretch
 from asyncloop.stream import StreamBuffer
 
 __all__ = ["DEADLINES", "watch"]
+
+_GET = StreamBuffer[Any].get.__code__
 
 logger = logging.getLogger("asyncloop")
 
@@ -48,15 +51,21 @@ async def watch(
             seen, since, told = mark, now, False
             continue
         stack = _frames(sys._current_frames().get(thread_id or 0))  # pyright: ignore[reportPrivateUsage]
-        waits = any(frame.f_code is StreamBuffer.get.__code__ for frame in stack)
-        reads = waits or any(frame.f_code.co_name == "next" and "asyncloop" in frame.f_code.co_filename for frame in stack)
+        waits = any(frame.f_code is _GET for frame in stack)
+        reads = waits or any(
+            frame.f_code.co_name == "next" and "asyncloop" in frame.f_code.co_filename for frame in stack
+        )
         deadline = deadlines.get("batch" if reads else "step")
         if told or deadline is None or now - since < deadline:
             continue
         told = True
         where = f"stream {current.stream!r}, batch {current.index if reads else current.index - 1}"
         if waits:
-            fail(StalledError(f"{where} did not come within {deadline:g} s; its producers:\n{_producers(current.stream)}"))
+            fail(
+                StalledError(
+                    f"{where} did not come within {deadline:g} s; its producers:\n{_producers(current.stream)}"
+                )
+            )
         else:
             what = "is being read" if reads else "has been running"
             shown = "".join(traceback.format_stack(stack[0])) if stack else "(the thread has gone)"

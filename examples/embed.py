@@ -34,7 +34,9 @@ async def watch(run: asyncloop.Run) -> None:
     async for event in run.events(AfterEpoch, Paused, Resumed):
         if isinstance(event, AfterEpoch):
             valid = event.data["valid"]
-            print(f"epoch {event.epoch:2}  step {event.step:4}  valid loss {valid['loss']:.3f}  accuracy {valid['accuracy']:.3f}")
+            print(
+                f"epoch {event.epoch:2}  step {event.step:4}  valid loss {valid['loss']:.3f}  accuracy {valid['accuracy']:.3f}"
+            )
             if event.epoch == 3:
                 run.control.pause()
             if event.epoch == 8:

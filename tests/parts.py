@@ -11,10 +11,19 @@ import numpy as np
 
 from asyncloop import Hook
 
-EVENTS = (
-    "before_training before_epoch after_evaluation after_epoch after_epoch_profile after_training "
-    "on_exception checkpoint_saved parameter_changed paused resumed"
-).split()
+EVENTS = [
+    "before_training",
+    "before_epoch",
+    "after_evaluation",
+    "after_epoch",
+    "after_epoch_profile",
+    "after_training",
+    "on_exception",
+    "checkpoint_saved",
+    "parameter_changed",
+    "paused",
+    "resumed",
+]
 
 
 class Counting:

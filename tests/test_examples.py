@@ -39,7 +39,9 @@ def test_the_digits_check_out(tmp_path: Path) -> None:
 def test_embedding_pauses_resumes_stops_and_shows_the_ticks(tmp_path: Path) -> None:
     copied("digits", tmp_path)
     script = shutil.copy(EXAMPLES / "embed.py", tmp_path)
-    done = subprocess.run([sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run(
+        [sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert sum(line.startswith("epoch ") for line in lines) >= 9

@@ -18,7 +18,16 @@ import pytest
 from parts import Arrays, Counting
 
 import asyncloop
-from asyncloop import AfterBatch, AfterEpoch, AfterTraining, CheckpointError, ConfigError, Engine, Hook, NothingToResumeError
+from asyncloop import (
+    AfterBatch,
+    AfterEpoch,
+    AfterTraining,
+    CheckpointError,
+    ConfigError,
+    Engine,
+    Hook,
+    NothingToResumeError,
+)
 from asyncloop.checkpoint import Checkpoints
 
 CONFIG = """
@@ -191,7 +200,10 @@ BAD = {
     "missing name": ({"dataset.class": "tiny_parts:Dat"}, r"tiny_parts.*Dat"),
     "failing import": ({"dataset.class": "broken_parts:Data"}, r"broken_parts"),
     "wrong argument": ({"dataset.m": 3}, r"dataset.*m"),
-    "missing stream": ({"engine.extra_streams": ["vald"]}, r"write a method `def vald_stream\(self\)`.*did you mean 'valid'"),
+    "missing stream": (
+        {"engine.extra_streams": ["vald"]},
+        r"write a method `def vald_stream\(self\)`.*did you mean 'valid'",
+    ),
     "unknown variable": (
         {"hooks": [{"class": "WriteJSONL", "variables": ["los"]}]},
         r"wants the variable 'los', which is neither .*did you mean 'loss'",
@@ -266,7 +278,8 @@ def test_start_returns_at_once_and_leaves_the_loop_free(project: Path, uvloop: b
 
 
 def test_run_is_synchronous_owns_the_global_random_state_and_is_reproducible(project: Path) -> None:
-    (project / "noisy_parts.py").write_text(textwrap.dedent("""
+    (project / "noisy_parts.py").write_text(
+        textwrap.dedent("""
         import random
         import numpy as np
         from tiny_parts import Data
@@ -275,12 +288,15 @@ def test_run_is_synchronous_owns_the_global_random_state_and_is_reproducible(pro
                 for batch in Data.train_stream(self):
                     yield {**batch, "x": batch["x"] + random.random() + np.random.rand()}
             valid_stream = train_stream
-    """))
+    """)
+    )
     results = []
     for _ in range(2):
         random.seed()
         np.random.seed()
-        results.append(asyncloop.run(project / "cfg.toml", set={"dataset.class": "noisy_parts:Noisy", "engine.buffer": 0}))
+        results.append(
+            asyncloop.run(project / "cfg.toml", set={"dataset.class": "noisy_parts:Noisy", "engine.buffer": 0})
+        )
     assert results[0].metrics == results[1].metrics
 
 
@@ -354,13 +370,15 @@ async def test_hooks_get_dataset_and_output_dir_if_they_name_them(
     project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delitem(__import__("sys").modules, "asking_parts", raising=False)
-    (project / "asking_parts.py").write_text(textwrap.dedent("""
+    (project / "asking_parts.py").write_text(
+        textwrap.dedent("""
         from asyncloop import Hook
         seen = []
         class Asks(Hook):
             def __init__(self, dataset, output_dir, mine=1):
                 seen.append((type(dataset).__name__, output_dir.name[:5], mine))
-    """))
+    """)
+    )
     change = {"hooks": [{"class": "asking_parts:Asks", "mine": 2, "every": "2 steps"}]}
     async with asyncloop.open_run(project / "cfg.toml", set=change) as live:
         await live

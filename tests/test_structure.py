@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 
 import asyncloop
+import asyncloop.errors
 from asyncloop import Event
 
 ROOT = Path(asyncloop.__file__).parent
 
-PUBLIC = set(
-    "Engine Model Hook Stream EventBus StreamBuffer Control Run Result Batch Cursor EpochData StopTraining "
-    "open_run start run load_model log "
-    "BeforeTraining BeforeEpoch BeforeBatch AfterBatch AfterEvaluation AfterEpoch AfterEpochProfile CheckpointSaved "
-    "ParameterChanged Paused Resumed OnException AfterTraining".split()
-)
+PUBLIC = {
+    *["Engine", "Model", "Hook", "Stream", "EventBus", "StreamBuffer", "Control", "Run", "Result", "Batch", "Cursor", "EpochData", "StopTraining"],
+    *["open_run", "start", "run", "load_model", "log", "BeforeTraining", "BeforeEpoch", "BeforeBatch", "AfterBatch", "AfterEvaluation"],
+    *["AfterEpoch", "AfterEpochProfile", "CheckpointSaved", "ParameterChanged", "Paused", "Resumed", "OnException", "AfterTraining"],
+}
 
 
 def test_a_module_imports_only_from_rows_above_it() -> None:
@@ -30,7 +30,11 @@ def test_a_module_imports_only_from_rows_above_it() -> None:
 
 
 def test_the_public_names_are_the_promised_ones() -> None:
-    errors = {name for name, value in vars(asyncloop.errors).items() if inspect.isclass(value) and issubclass(value, Exception)}
+    errors = {
+        name
+        for name, value in vars(asyncloop.errors).items()
+        if inspect.isclass(value) and issubclass(value, Exception)
+    }
     assert set(asyncloop.__all__) == PUBLIC | errors | {"Event", "Gap", "__version__"}
     for name in asyncloop.__all__:
         assert getattr(asyncloop, name) is not None

@@ -14,7 +14,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import anyio
 from anyio.abc import TaskGroup
@@ -108,7 +108,9 @@ class EventBus:
     def open(self, tasks: TaskGroup, *, fail: OnFailure, stop: OnStop, log: OnLog) -> None:
         """Start the hooks' tasks and the pump in the engine's task group. `close` ends them."""
         loop = LoopHandle()
-        opened = self._open = _Opened(tasks, loop, LoopSleeper(loop), LoopSleeper(loop), ThreadSleeper(), fail, stop, log)
+        opened = self._open = _Opened(
+            tasks, loop, LoopSleeper(loop), LoopSleeper(loop), ThreadSleeper(), fail, stop, log
+        )
         self._ended = False
         self._outbox.clear()
         self._subscriptions = []
@@ -161,10 +163,10 @@ class EventBus:
 
     @property
     def timed(self) -> list[Subscription]:
-        """The hooks with a cadence in seconds; which step is due for them, the model thread decides by its clock."""
+        """The hooks with a cadence in seconds; the model thread decides by its clock which steps are due for them."""
         return [own for own in self._subscriptions if own.cadence is not None and own.cadence.unit == "seconds"]
 
-    def asks(self, stream: str, train: bool, step: int, timed: frozenset[Subscription]) -> list[str]:
+    def asks(self, stream: str, train: bool, step: int, timed: frozenset[object]) -> list[str]:
         """The variables that due hooks name, each once. Called from the model thread for models with lazy outputs."""
         names: dict[str, None] = {}
         for own in self._subscriptions:
@@ -336,7 +338,7 @@ class EventBus:
                     continue
                 self._fan_out(self._pop_batches(room))
             else:
-                entry = cast("Event | Marker", outbox.popleft())
+                entry = outbox.popleft()
                 for own in self._subscriptions:
                     own.deliver([entry])
                 if isinstance(entry, Event):
@@ -458,5 +460,3 @@ def _copied(event: Event) -> Event:
     if hasattr(own, "data"):
         setattr(own, "data", {stream: dict(values) for stream, values in getattr(event, "data").items()})  # noqa: B009, B010
     return own
-
-

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import math
 import sys
 import time
 import traceback
@@ -62,7 +63,15 @@ class Subscription:
     """
 
     def __init__(
-        self, hook: Any, name: str, loop: LoopHandle, *, fail: OnFailure, stop: OnStop, log: OnLog, freed: Callable[[], None]
+        self,
+        hook: Any,
+        name: str,
+        loop: LoopHandle,
+        *,
+        fail: OnFailure,
+        stop: OnStop,
+        log: OnLog,
+        freed: Callable[[], None],
     ) -> None:
         self.hook, self.name = hook, name
         self._fail, self._stop, self._log, self._freed = fail, stop, log, freed
@@ -199,11 +208,9 @@ class Subscription:
         self._in_flight = 0
         if self._stalled:
             self._stalled = False
-            self.failed(
-                StalledError(f"hook {self.name} took longer than its deadline of {self.deadline:g} s"), event
-            )
+            self.failed(self._stall(), event)
 
-    async def _serve(self, start: Callable[..., None] | None) -> None:
+    async def _serve(self, start: Callable[..., object] | None) -> None:
         metric_sink.set(self._sink)
         turn_began = time.perf_counter()
         while True:
@@ -227,7 +234,7 @@ class Subscription:
                 await anyio.lowlevel.checkpoint()
                 turn_began = now
 
-    async def _next(self, start: Callable[..., None] | None) -> None:
+    async def _next(self, start: Callable[..., object] | None) -> None:
         event = self._box[0]
         if isinstance(event, AfterBatch) and not self.disabled:
             await self._batches(start)
@@ -242,7 +249,7 @@ class Subscription:
         if method is not None and not isinstance(event, AfterBatch):
             await self.call(method, event)
 
-    async def _batches(self, start: Callable[..., None] | None) -> None:
+    async def _batches(self, start: Callable[..., object] | None) -> None:
         """Handle a handful of batch events from the front of the mailbox, in the way the hook's method asks for."""
         if self._after_batches is not None:
             events = self._pop_batches(self.capacity)
@@ -277,25 +284,24 @@ class Subscription:
                 await handler(event)
         except StopTraining as stop:
             self._stop(stop.reason)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self.failed(error, self._handling)
         self._handling = None
 
     async def _one_of_many(self, event: AfterBatch) -> None:
         metric_sink.set(lambda name, value: self._log(event, name, value))
+        scope = self._time_limit()
         try:
             assert self._after_batch is not None
-            with anyio.fail_after(self.deadline) as scope:
+            with scope:
                 await self._after_batch(event)
         except StopTraining as stop:
             self._stop(stop.reason)
-        except TimeoutError as error:
-            if scope.cancelled_caught:
-                error = StalledError(f"hook {self.name} took longer than its deadline of {self.deadline:g} s")
-            self.failed(error, event)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self.failed(error, event)
         finally:
+            if scope.cancelled_caught:
+                self.failed(self._stall(), event)
             self._in_flight -= 1
             self._landed.set()
             self._landed = anyio.Event()
@@ -320,29 +326,28 @@ class Subscription:
                 await self._in_thread(handler, argument)
         except StopTraining as stop:
             self._stop(stop.reason)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self.failed(error, self._handling)
         self._handling = None
 
     async def call(self, method: Callable[..., Any], event: Event) -> None:
         """Call one method for one event within the deadline, in the caller's task; policies apply."""
         token = metric_sink.set(lambda name, value: self._log(event, name, value))
+        scope = self._time_limit()
         try:
-            with anyio.fail_after(self.deadline) as scope:
+            with scope:
                 if inspect.iscoroutinefunction(method):
                     await method(event)
                 else:
                     await self._in_thread(method, event)
         except StopTraining as stop:
             self._stop(stop.reason)
-        except TimeoutError as error:
-            if scope.cancelled_caught:
-                error = StalledError(f"hook {self.name} took longer than its deadline of {self.deadline:g} s")
-            self.failed(error, event)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self.failed(error, event)
         finally:
             metric_sink.reset(token)
+        if scope.cancelled_caught:
+            self.failed(self._stall(), event)
 
     async def _in_thread(self, fn: Callable[..., Any], argument: Any) -> None:
         if self._thread is None:
@@ -351,12 +356,20 @@ class Subscription:
         if inspect.isawaitable(result):  # a plain function that returned a coroutine (a partial, a lambda)
             await result
 
+    def _time_limit(self) -> anyio.CancelScope:
+        return anyio.CancelScope(deadline=math.inf if self.deadline is None else anyio.current_time() + self.deadline)
+
+    def _stall(self) -> StalledError:
+        return StalledError(f"hook {self.name} took longer than its deadline of {self.deadline:g} s")
+
     # --- trouble ------------------------------------------------------------------------------------------------
 
     def failed(self, error: BaseException, event: Event | None) -> None:
         """Apply the hook's policy to what it raised."""
         self.n_errors += 1
-        where = f" in {event.method}, epoch {event.epoch}, step {event.step}" if event is not None and event.method else ""
+        where = (
+            f" in {event.method}, epoch {event.epoch}, step {event.step}" if event is not None and event.method else ""
+        )
         error.add_note(f"hook {self.name}{where}")
         if isinstance(error, StalledError) and self._thread is not None:
             error.add_note("its thread is at\n" + _stack_of(self._thread.ident))
@@ -402,7 +415,7 @@ class Subscription:
             return None
         try:
             return state()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self.failed(error, None)
             return None
 

@@ -6,42 +6,30 @@ frames of that code and without ours. Only what is neither is a bug of asyncloop
 
 from __future__ import annotations
 
-import os
-import sysconfig
 import traceback
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import cast
 
-import asyncloop
+from asyncloop.blame import BUG, FILES, alone, code_of, has_frames, is_others, notes_of
 from asyncloop.cli.terminal import complain, strong
 from asyncloop.errors import AsyncloopError, ConfigError
 
 __all__ = ["code_of", "tell"]
 
-_BUG = 1
-_USERS_CODE = 3
-_FILES = 4
-
-_OURS = os.path.dirname(os.path.realpath(asyncloop.__file__))
-_PYTHON = tuple({os.path.realpath(sysconfig.get_path(name)) for name in ("stdlib", "platstdlib")})
-_LIBRARIES = ("anyio", "numpy", "pydantic", "pydantic_core", "rich", "safetensors", "spanned_toml", "typer", "uvloop")
-"""What asyncloop itself calls, so that a frame there is no sign of somebody else's code."""
-
 
 def tell(error: BaseException) -> int:
     """Tell the user about an exception that ended a command; the exit code."""
-    error = _alone(error)
+    error = alone(error)
     code = code_of(error)
     if isinstance(error, ConfigError):
         _tell_problems(error)
-    elif code == _BUG:
+    elif code == BUG:
         complain(f"{strong('a bug of asyncloop')}: please report it with what follows")
         complain("".join(traceback.format_exception(error)).rstrip())
-    elif isinstance(error, AsyncloopError) or code == _FILES:
-        complain("\n".join([f"{strong('error')}: {error}", *_notes(error)]))
-        if code != _FILES and error.__cause__ is not None and _has_frames(error.__cause__):
+    elif isinstance(error, AsyncloopError) or code == FILES:
+        complain("\n".join([f"{strong('error')}: {error}", *notes_of(error)]))
+        if code != FILES and error.__cause__ is not None and has_frames(error.__cause__):
             complain(_shortened(error.__cause__))
     else:
         complain(f"{strong('error')}: {type(error).__name__} in your code")
@@ -49,45 +37,14 @@ def tell(error: BaseException) -> int:
     return code
 
 
-def code_of(error: BaseException) -> int:
-    """The exit code of a command that ends with this exception."""
-    error = _alone(error)
-    if isinstance(error, AsyncloopError):
-        return error.exit_code
-    if parts := _grouped(error):
-        return max(map(code_of, parts))
-    if _has_frames(error) or _notes(error):  # asyncloop adds notes only to what others raise
-        return _USERS_CODE
-    return _FILES if isinstance(error, OSError) else _BUG
-
-
-def _alone(error: BaseException) -> BaseException:
-    """A group of one says less than the one."""
-    while len(parts := _grouped(error)) == 1:
-        error = parts[0]
-    return error
-
-
-def _grouped(error: BaseException) -> Sequence[BaseException]:
-    return cast("BaseExceptionGroup[BaseException]", error).exceptions if isinstance(error, BaseExceptionGroup) else ()
-
-
-def _notes(error: BaseException) -> list[str]:
-    return [f"  {note}" for note in getattr(error, "__notes__", ())]
-
-
 # --- the user's frames --------------------------------------------------------------------------------------------
-
-
-def _has_frames(error: BaseException) -> bool:
-    return any(_is_others(frame.f_code.co_filename) for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 def _shortened(error: BaseException) -> str:
     told = traceback.TracebackException.from_exception(error)
     for part in _parts(told):
         frames = [frame for frame in part.stack if _is_users(frame.filename)]
-        frames = frames or [frame for frame in part.stack if _is_others(frame.filename)]
+        frames = frames or [frame for frame in part.stack if is_others(frame.filename)]
         part.stack = traceback.StackSummary.from_list(frames)
     return "".join(
         line for line in told.format() if line != "Traceback (most recent call last):\n" or told.stack
@@ -99,7 +56,7 @@ def _parts(told: traceback.TracebackException) -> Iterator[traceback.TracebackEx
     yield told
     if told.__cause__ is not None:
         yield from _parts(told.__cause__)
-    if told.__context__ is not None and not any(_is_others(frame.filename) for frame in told.__context__.stack):
+    if told.__context__ is not None and not any(is_others(frame.filename) for frame in told.__context__.stack):
         told.__context__ = None
     if told.__context__ is not None:
         yield from _parts(told.__context__)
@@ -109,19 +66,7 @@ def _parts(told: traceback.TracebackException) -> Iterator[traceback.TracebackEx
 
 def _is_users(file: str) -> bool:
     """A file of the user's own, not of something that was installed."""
-    return _is_others(file) and not {"site-packages", "dist-packages"} & set(Path(file).parts)
-
-
-def _is_others(file: str) -> bool:
-    """A file that is neither ours nor Python's, nor of a library that we call ourselves."""
-    if file.startswith("<") or Path(file).parts[:1] in [(name,) for name in _LIBRARIES]:  # uvloop/loop.pyx
-        return False
-    path = Path(os.path.realpath(file))
-    parts = path.parts
-    for home in ("site-packages", "dist-packages"):
-        if home in parts:
-            return parts[parts.index(home) + 1].removesuffix(".py") not in _LIBRARIES
-    return not any(path.is_relative_to(home) for home in (_OURS, *_PYTHON))
+    return is_others(file) and not {"site-packages", "dist-packages"} & set(Path(file).parts)
 
 
 # --- mistakes in a config -----------------------------------------------------------------------------------------
@@ -135,7 +80,7 @@ def _tell_problems(error: ConfigError) -> None:
         complain(f"{strong('error')}: {text}")
         if problem is not None and problem.file and problem.line and problem.column:
             complain(_pointed_at(problem.file, problem.line, problem.column, problem.origin.width))
-    for note in _notes(error):
+    for note in notes_of(error):
         complain(note)
 
 

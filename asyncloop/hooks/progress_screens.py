@@ -31,7 +31,7 @@ class Screen(Protocol):
 
 
 def open_screen(mode: Mode) -> Screen | None:
-    """The screen for a mode; `auto` looks at where the program runs. None: shows none. OSError if stderr is closed."""
+    """The screen for a mode; `auto` looks at where the program runs. None: show nothing. OSError if stderr is closed."""
     if mode == "none" or sys.stderr is None:  # pyright: ignore[reportUnnecessaryComparison]
         return None
     if mode == "json":
@@ -85,7 +85,12 @@ class _Rich:
         from rich.console import Console
         from rich.live import Live
 
-        self._console = Console(stderr=True)
+        class Quiet(Console):
+            def on_broken_pipe(self) -> None:
+                """rich would end the program here and turn its stdout off."""
+                raise BrokenPipeError
+
+        self._console = Quiet(stderr=True)
         # what is printed meanwhile goes above the live line; a stdout that is piped somewhere is left alone
         on_terminal = sys.stdout is not None and sys.stdout.isatty()  # pyright: ignore[reportUnnecessaryComparison]
         self._live = Live(console=self._console, auto_refresh=False, transient=True, redirect_stdout=on_terminal)
@@ -97,12 +102,13 @@ class _Rich:
         from rich.text import Text
 
         row = Table.grid(padding=(0, 1))
-        row.add_row(
-            Text(snapshot.title),
-            ProgressBar(total=snapshot.total, completed=snapshot.done, width=20, pulse=snapshot.total is None),
-            Text(snapshot.count),
-            Text(snapshot.details, no_wrap=True, overflow="ellipsis"),
-        )
+        cells: list[Text | ProgressBar] = [Text(snapshot.title), Text(snapshot.count)]
+        if self._console.width >= 80:
+            total = snapshot.total
+            cells.insert(1, ProgressBar(total=total, completed=snapshot.done, width=20, pulse=total is None))
+        for _ in cells:
+            row.add_column(no_wrap=True)
+        row.add_row(*cells, Text(snapshot.details, no_wrap=True, overflow="ellipsis"))
         self._live.update(row, refresh=True)
 
     def end_epoch(self, line: str, entry: Mapping[str, Any]) -> None:

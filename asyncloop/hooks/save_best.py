@@ -28,7 +28,7 @@ class SaveBest(Hook):
 
     Looks at each evaluation of the stream, inside epochs too, or at the end of an epoch if the stream is trained on.
     The first value is the best so far; NaN never is. Of a dict of aggregates `aggregation` is taken. `keep`: so many of
-    the best stay. The best value is part of every checkpoint. Runs on the event loop and only requests, so the
+    the best stay (None: all). The best value is part of every checkpoint. Runs on the event loop and only requests, so the
     checkpoint holds exactly the step that was evaluated.
 
     HookError for a stream the dataset lacks, a variable or an aggregate that is not there, a value that is no number.
@@ -42,7 +42,7 @@ class SaveBest(Hook):
         stream: str = "valid",
         mode: Mode = "min",
         aggregation: str = "mean",
-        keep: int = 1,
+        keep: int | None = 1,
         name: str = "best",
     ) -> None:
         refuse(

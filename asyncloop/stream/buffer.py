@@ -90,9 +90,7 @@ class StreamBuffer(Generic[T]):
         return self._closed
 
     def statistics(self) -> BufferStatistics:
-        return BufferStatistics(
-            len(self._items), self.capacity, self._taken, self._taker_waits, self._producer_waits
-        )
+        return BufferStatistics(len(self._items), self.capacity, self._taken, self._taker_waits, self._producer_waits)
 
     # --- the producer's end -------------------------------------------------------------------------------------
 

@@ -24,17 +24,10 @@ def stack(examples: Sequence[Any], path: str = "") -> Any:
         for i, example in enumerate(examples):
             if not isinstance(example, Mapping) or list(cast("Mapping[str, Any]", example)) != keys:
                 found = (
-                    list(cast("Mapping[str, Any]", example))
-                    if isinstance(example, Mapping)
-                    else type(example).__name__
+                    list(cast("Mapping[str, Any]", example)) if isinstance(example, Mapping) else type(example).__name__
                 )
-                raise DataError(
-                    f"cannot stack{_at(path)}: example 0 has the keys {keys}, example {i} has {found}"
-                )
-        return {
-            key: stack([example[key] for example in examples], f"{path}/{key}" if path else key)
-            for key in keys
-        }
+                raise DataError(f"cannot stack{_at(path)}: example 0 has the keys {keys}, example {i} has {found}")
+        return {key: stack([example[key] for example in examples], f"{path}/{key}" if path else key) for key in keys}
     if isinstance(first, tuple):
         columns = list(zip(*examples, strict=True))
         return tuple(stack(column, f"{path}/{i}" if path else str(i)) for i, column in enumerate(columns))

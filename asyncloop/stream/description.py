@@ -69,14 +69,10 @@ class Stream:
             raise ConfigError(f"worker is 'thread' or 'inline', not {worker!r}")
         is_async = inspect.iscoroutinefunction(fn)
         if is_async and worker is not None:
-            raise ConfigError(
-                f"an async function runs on the event loop; worker={worker!r} is for plain functions"
-            )
+            raise ConfigError(f"an async function runs on the event loop; worker={worker!r} is for plain functions")
         if worker == "inline":
             if deadline is not None or retries:
-                raise ConfigError(
-                    "deadline and retries need a worker that can be watched: worker='thread' or async"
-                )
+                raise ConfigError("deadline and retries need a worker that can be watched: worker='thread' or async")
             return Stream(MapInline(self.node, fn))
         if concurrency == "auto":
             concurrency = 8 if is_async else max((os.cpu_count() or 2) - 1, 1)
@@ -84,9 +80,7 @@ class Stream:
         _whole("retries", retries, least=0)
         return Stream(MapConcurrent(self.node, fn, concurrency, deadline, retries))
 
-    def batch(
-        self, n: int, drop_last: bool = False, collate: Callable[[list[Any]], Any] | None = None
-    ) -> Stream:
+    def batch(self, n: int, drop_last: bool = False, collate: Callable[[list[Any]], Any] | None = None) -> Stream:
         """`n` elements as one, nested structures stacked leaf by leaf (or by `collate`); the last may be smaller."""
         _whole("batch(n)", n, least=1)
         return Stream(Batched(self.node, n, drop_last, collate))

@@ -93,9 +93,7 @@ def _close_walked(elements: Elements) -> None:
 class WalkedFeed:
     """The model thread walks the stream itself: 0.3 µs per batch, no overlap, no other thread awake."""
 
-    def __init__(
-        self, node: Node, at: Pass, cursor: Cursor, close_on: Callable[[Callable[[], None]], Any]
-    ) -> None:
+    def __init__(self, node: Node, at: Pass, cursor: Cursor, close_on: Callable[[Callable[[], None]], Any]) -> None:
         self.pass_number = at.number
         self._elements = node.elements(at, cursor)
         self._step = self._elements.__anext__
@@ -232,7 +230,7 @@ class LoopFeed(_BufferedFeed):
                 await self._fill()
             except Interrupted:
                 pass
-            except Exception as raised:
+            except (Exception, SystemExit) as raised:
                 error = raised
             tasks.cancel_scope.cancel()
         return error
@@ -252,9 +250,7 @@ class LoopFeed(_BufferedFeed):
                 now = clock()
                 self._put(item, now - began)
                 began = now
-                if (
-                    now - turn_began > _LOOP_TURN_S
-                ):  # an async generator that never waits must not keep the loop
+                if now - turn_began > _LOOP_TURN_S:  # an async generator that never waits must not keep the loop
                     await anyio.lowlevel.checkpoint()
                     turn_began = began = clock()
 

@@ -65,9 +65,7 @@ class RangeSource:
     def block(self, at: Pass, start: int, stop: int) -> np.ndarray[Any, np.dtype[np.int64]]:
         """Elements `start` … `stop` as an int64 array (stop - start,), whatever `n` is."""
         indices = np.arange(start, min(stop, self.n), dtype=np.int64)
-        return (
-            keyed_permutation(indices, self.n, at.key("range", seed=self.seed)) if self.shuffle else indices
-        )
+        return keyed_permutation(indices, self.n, at.key("range", seed=self.seed)) if self.shuffle else indices
 
     async def elements(self, at: Pass, cursor: Cursor) -> Elements:
         done = cast(int, cursor or 0)
@@ -180,10 +178,10 @@ class Shuffled:
         async with aclosing(self.upstream.elements(at, before)) as upstream:
             over = False
             while not over:
-                position = before
-                over = True
+                end, over = before, True
                 async for value, position in upstream:
                     block.append(value)
+                    end = position
                     if len(block) == self.block:
                         over = False
                         break
@@ -195,7 +193,7 @@ class Shuffled:
                 for i in order[given:].tolist():
                     given += 1
                     yield block[i], [number, before, given]
-                number, before, given, block = number + 1, position, 0, []
+                number, before, given, block = number + 1, end, 0, []
 
 
 @dataclass(frozen=True, slots=True)

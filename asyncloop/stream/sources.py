@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, cast, runtime_checkable
@@ -43,11 +43,11 @@ def source_node(
         isinstance(source, Iterable) and not isinstance(source, str | bytes | Mapping)
     ):
         return SyncSource(cast(Any, source), names, resume)
-    if callable(source):
-        return FactorySource(source, names, resume)
+    if callable(source):  # pyright: ignore[reportUnknownArgumentType]
+        return FactorySource(cast("Callable[..., Any]", source), names, resume)
     raise DataError(
         f"a stream needs an iterable, an async iterable, a generator function or a function that returns one, "
-        f"not {type(source).__name__!r}"
+        f"not {type(cast(object, source)).__name__!r}"
     )
 
 
@@ -64,9 +64,7 @@ def named(value: Any, names: Naming) -> Any:
         return value
     if not isinstance(value, tuple | list) or len(cast("Sequence[Any]", value)) != len(names):
         found = (
-            f"{len(cast('Sequence[Any]', value))} parts"
-            if isinstance(value, tuple | list)
-            else type(value).__name__
+            f"{len(cast('Sequence[Any]', value))} parts" if isinstance(value, tuple | list) else type(value).__name__
         )
         raise DataError(f"names={names} needs tuples of {len(names)} parts, but the source gave {found}")
     return dict(zip(names, cast("Sequence[Any]", value), strict=True))
@@ -116,13 +114,14 @@ class SyncSource:
             buffer.abandon()
 
     def walk(self, at: Pass, cursor: Cursor) -> Iterator[tuple[Any, Cursor]]:
-        iterator = iter(called(self.source, at))
+        iterator: Iterator[Any] = iter(called(self.source, at))
         try:
             if isinstance(iterator, Stateful):
+                stateful = cast(Any, iterator)
                 if cursor is not None:
-                    iterator.load_state_dict(cursor)
-                for value in iterator:
-                    yield named(value, self.names), iterator.state_dict()
+                    stateful.load_state_dict(cursor)
+                for value in stateful:
+                    yield named(value, self.names), stateful.state_dict()
             else:
                 n = cast(int, cursor or 0)
                 skip = _to_skip(n, self.resume, at)
@@ -133,9 +132,8 @@ class SyncSource:
                     n += 1
                     yield named(value, self.names), n
         finally:
-            close = getattr(iterator, "close", None)
-            if close is not None and inspect.isgenerator(iterator):
-                close()
+            if inspect.isgenerator(iterator):
+                cast("Generator[Any, None, None]", iterator).close()
 
     def _read_ahead(self, buffer: StreamBuffer[tuple[Any, Cursor]], at: Pass, cursor: Cursor) -> None:
         error = None
@@ -205,7 +203,7 @@ class FactorySource:
             made = await made
         if callable(made) and not isinstance(made, Iterable | AsyncIterable):
             raise DataError(f"stream {at.stream!r}: a factory returned another function: {made!r}")
-        node = source_node(made, self.names, self.resume)
+        node = source_node(cast(object, made), self.names, self.resume)
         async with aclosing(node.elements(at, cursor)) as elements:
             async for element in elements:
                 yield element

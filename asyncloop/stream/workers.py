@@ -8,6 +8,7 @@ costs nothing as long as the window holds more.
 from __future__ import annotations
 
 import inspect
+import math
 import sys
 import threading
 import time
@@ -146,25 +147,21 @@ class _Window:
             self._at.tasks.start_soon(self._run_async, slot)
             return
         if self._pool is None:
-            self._pool = _ThreadPool(
-                self._stage.concurrency, f"asyncloop map of {self._at.stream!r}", self._run
-            )
+            self._pool = _ThreadPool(self._stage.concurrency, f"asyncloop map of {self._at.stream!r}", self._run)
             self._at.closers.append(self._pool.aclose)
         self._pool.submit(slot)
 
     async def _run_async(self, slot: _Slot) -> None:
         for attempt in range(self._stage.retries + 1):
+            deadline = self._stage.deadline
+            scope = anyio.CancelScope(deadline=math.inf if deadline is None else anyio.current_time() + deadline)
             try:
-                with anyio.fail_after(self._stage.deadline) as scope:
+                with scope:
                     slot.result = await self._call(slot.value, slot.index)
-                slot.error = None
-                break
-            except TimeoutError as error:
-                slot.error = error
-                if scope.cancelled_caught:
-                    slot.error = StalledError(
-                        f"{self._where(slot)} took longer than its deadline of {self._stage.deadline:g} s"
-                    )
+                if not scope.cancelled_caught:
+                    slot.error = None
+                    break
+                slot.error = StalledError(f"{self._where(slot)} took longer than its deadline of {deadline:g} s")
             except Exception as error:
                 slot.error = error
             if attempt == self._stage.retries:

@@ -106,7 +106,9 @@ def test_a_disk_that_fails_leaves_the_checkpoint_before_and_says_what_to_do(
         raise OSError(number, os.strerror(number))
 
     with monkeypatch.context() as patch:
-        target = {"open": "builtins.open", "fsync": "os.fsync", "rename": "os.rename", "mkdir": "pathlib.Path.mkdir"}[call]
+        target = {"open": "builtins.open", "fsync": "os.fsync", "rename": "os.rename", "mkdir": "pathlib.Path.mkdir"}[
+            call
+        ]
         patch.setattr(target, fail)
         with pytest.raises(StorageError, match=rf"step-00000002: {os.strerror(number)}; ") as caught:
             checkpoints.write(2, {"w": np.ones(2)}, {}, {}, [Claim("e", keep=1)])
@@ -140,7 +142,9 @@ class Saves(Hook):
 
 @pytest.mark.anyio
 async def test_a_checkpoint_holds_model_position_and_every_hooks_state_of_one_step(tmp_path: Path) -> None:
-    engine = Engine(Counting(), Arrays(13), [Stateful(), Saves()], epochs=2, skip_zeroth_epoch=True, output_dir=tmp_path)
+    engine = Engine(
+        Counting(), Arrays(13), [Stateful(), Saves()], epochs=2, skip_zeroth_epoch=True, output_dir=tmp_path
+    )
     await engine.train()
     checkpoints = Checkpoints(tmp_path / "checkpoints")
     steps = [5, 10, 15, 20, 25, 26]
@@ -159,7 +163,13 @@ async def test_a_checkpoint_holds_model_position_and_every_hooks_state_of_one_st
 async def test_a_step_at_the_end_of_an_epoch_is_saved_once_after_its_evaluation(tmp_path: Path) -> None:
     hook = Keeping()
     engine = Engine(
-        Counting(), Arrays(5), [Saves(), hook], epochs=2, extra_streams=["valid"], skip_zeroth_epoch=True, output_dir=tmp_path
+        Counting(),
+        Arrays(5),
+        [Saves(), hook],
+        epochs=2,
+        extra_streams=["valid"],
+        skip_zeroth_epoch=True,
+        output_dir=tmp_path,
     )
     await engine.train()
     assert [event.step for event in hook.of("checkpoint_saved")] == [5, 10]
@@ -169,7 +179,9 @@ async def test_a_step_at_the_end_of_an_epoch_is_saved_once_after_its_evaluation(
 
 
 @pytest.mark.anyio
-async def test_training_goes_on_while_a_slow_checkpoint_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_training_goes_on_while_a_slow_checkpoint_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write = Checkpoints.write
     during: list[int] = []
     model = Counting(lambda n, train: time.sleep(0.001))
@@ -224,7 +236,9 @@ async def test_a_failed_producer_still_saves_and_a_failed_model_leaves_the_last_
         await Engine(Counting(), Data(), epochs=1, skip_zeroth_epoch=True, output_dir=tmp_path / "one").train()
     assert (tmp_path / "one/checkpoints/latest").read_text() == "step-00000001\n"
     with pytest.raises(ValueError, match="model"):
-        await Engine(Counting(fail), Arrays(), [Saves()], epochs=1, skip_zeroth_epoch=True, output_dir=tmp_path / "two").train()
+        await Engine(
+            Counting(fail), Arrays(), [Saves()], epochs=1, skip_zeroth_epoch=True, output_dir=tmp_path / "two"
+        ).train()
     assert (tmp_path / "two/checkpoints/latest").read_text() == "step-00000005\n"
 
 

@@ -165,7 +165,9 @@ async def _slow_map(i: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("buffer", [0, 3, "auto"])
-async def test_cancelling_the_callers_scope_is_a_stop_and_leaves_nothing(source: str, buffer: Any, tmp_path: Path) -> None:
+async def test_cancelling_the_callers_scope_is_a_stop_and_leaves_nothing(
+    source: str, buffer: Any, tmp_path: Path
+) -> None:
     class Data(Arrays):
         def train_stream(self) -> Any:  # type: ignore[override]
             return SOURCES[source]()

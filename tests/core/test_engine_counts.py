@@ -148,7 +148,9 @@ async def test_an_evaluation_fires_both_ends_and_a_context_fires_them_once_aroun
 async def test_a_second_training_goes_on_where_the_first_stopped() -> None:
     model = Counting()
     engine = Engine(model, Arrays(5), epochs=2, skip_zeroth_epoch=True)
-    engine.bus.subscribe(AfterBatch, lambda event: event.control.stop("enough") if event.step == 3 else None, lockstep=True)
+    engine.bus.subscribe(
+        AfterBatch, lambda event: event.control.stop("enough") if event.step == 3 else None, lockstep=True
+    )
     first = await engine.train()
     assert (first.steps, first.reason, first.stopped) == (3, "enough", True)
     second = await engine.train()
@@ -183,7 +185,13 @@ async def test_an_async_model_is_awaited_on_the_loop() -> None:
 async def test_an_in_epoch_evaluation_happens_at_its_steps_and_once_where_the_epoch_ends() -> None:
     hook = Keeping()
     engine = Engine(
-        Counting(), Arrays(6), [hook], epochs=2, extra_streams=["valid"], evaluate_every="2 steps", skip_zeroth_epoch=True
+        Counting(),
+        Arrays(6),
+        [hook],
+        epochs=2,
+        extra_streams=["valid"],
+        evaluate_every="2 steps",
+        skip_zeroth_epoch=True,
     )
     await engine.train()
     assert [event.step for event in hook.of("after_evaluation")] == [2, 4, 6, 8, 10, 12]

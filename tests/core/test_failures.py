@@ -75,7 +75,10 @@ async def test_a_producer_error_comes_after_the_batches_before_it_with_its_own_t
         await engine.train()
     assert model.trained_on == [0, 1, 2, 3, 4]
     assert "stream 'train', batch 5" in caught.value.__notes__
-    assert any(entry.name in ("failing_generator", "failing_async_generator", "_at_five", "_plain_at_five") for entry in caught.traceback)
+    assert any(
+        entry.name in ("failing_generator", "failing_async_generator", "_at_five", "_plain_at_five")
+        for entry in caught.traceback
+    )
     assert hook.steps == [1, 2, 3, 4, 5]
     assert hook.count("after_training") == hook.count("on_exception") == 1
     assert hook.of("after_training")[0].success is False
@@ -111,7 +114,9 @@ async def test_a_failing_hook_fails_the_run_with_its_own_error_and_every_hook_th
 
     bad, before, after = Hook(), Keeping(), Keeping()
     setattr(bad, method, plain_fail if plain else async_fail)
-    engine = Engine(Counting(), Arrays(3), [before, bad, after], epochs=2, extra_streams=["valid"], skip_zeroth_epoch=True)
+    engine = Engine(
+        Counting(), Arrays(3), [before, bad, after], epochs=2, extra_streams=["valid"], skip_zeroth_epoch=True
+    )
     with pytest.raises(Boom, match=method) as caught:
         await engine.train()
     assert any("hook Hook" in note for note in caught.value.__notes__)
@@ -213,7 +218,10 @@ async def test_a_map_is_retried_as_often_as_it_was_told() -> None:
 
 
 BAD_BATCHES = {
-    "a tuple": ((np.zeros(2), np.zeros(2)), r"is a mapping of source names to arrays, not 'tuple'.*names=\(\"name0\", \"name1\"\)"),
+    "a tuple": (
+        (np.zeros(2), np.zeros(2)),
+        r"is a mapping of source names to arrays, not 'tuple'.*names=\(\"name0\", \"name1\"\)",
+    ),
     "None": (None, "not None; to end a stream, let its iterator end"),
     "unequal lengths": ({"x": np.zeros(2), "y": np.zeros(3)}, "unequal numbers of examples: x 2, y 3"),
     "a scalar source": ({"x": 1.5}, r"source 'x' is a float \(1\.5\) and has no example axis"),
@@ -258,12 +266,16 @@ async def test_a_loss_that_is_not_finite_stops_in_that_step_naming_it(value: Any
 
 
 async def test_a_missing_stream_says_which_method_to_write() -> None:
-    with pytest.raises(ConfigError, match=r"no stream 'vald': write a method `def vald_stream\(self\)`.*did you mean 'valid'"):
+    with pytest.raises(
+        ConfigError, match=r"no stream 'vald': write a method `def vald_stream\(self\)`.*did you mean 'valid'"
+    ):
         await Engine(Counting(), Arrays(), extra_streams=["vald"], epochs=1).train()
 
 
 async def test_a_variable_that_does_not_exist_is_named_with_what_there_is() -> None:
-    with pytest.raises(HookError, match=r"variable 'los', but batch 0 of stream 'train' has only loss, double, x; did you mean 'loss'"):
+    with pytest.raises(
+        HookError, match=r"variable 'los', but batch 0 of stream 'train' has only loss, double, x; did you mean 'loss'"
+    ):
         await Engine(Counting(), Arrays(), [Keeping(variables=["los"])], epochs=1).train()
 
 

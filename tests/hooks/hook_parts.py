@@ -10,7 +10,15 @@ from typing import Any
 import numpy as np
 
 from asyncloop.control import Control
-from asyncloop.events import AfterBatch, AfterEpoch, AfterEvaluation, AfterTraining, BeforeEpoch, BeforeTraining, RunInfo
+from asyncloop.events import (
+    AfterBatch,
+    AfterEpoch,
+    AfterEvaluation,
+    AfterTraining,
+    BeforeEpoch,
+    BeforeTraining,
+    RunInfo,
+)
 
 
 class Uneven:

@@ -83,7 +83,10 @@ def test_values_of_unknown_type_can_be_an_error() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"on_unknown_type": "warm"}, "on_unknown_type is .*did you mean 'warn'"), ({"variables": "loss"}, "list of names")],
+    [
+        ({"on_unknown_type": "warm"}, "on_unknown_type is .*did you mean 'warn'"),
+        ({"variables": "loss"}, "list of names"),
+    ],
 )
 def test_wrong_arguments_are_named(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):

@@ -132,7 +132,9 @@ async def test_a_value_that_is_not_finite_ends_the_run_at_its_step(value: Any, w
 
 
 async def test_infinities_can_be_allowed() -> None:
-    engine = Engine(poisoned([INF]), Arrays(5), [StopOnNaN(stop_on_inf=False)], epochs=1, skip_zeroth_epoch=True)
+    engine = Engine(
+        poisoned(np.array([INF])), Arrays(5), [StopOnNaN(stop_on_inf=False)], epochs=1, skip_zeroth_epoch=True
+    )
     assert not (await engine.train()).stopped
 
 
@@ -152,6 +154,11 @@ async def test_the_epoch_data_is_looked_at_as_well() -> None:
     assert result.reason == "StopOnNaN: variable 'gap/mean' of stream valid (mean of epoch 1) is NaN at step 5"
 
 
+async def test_lists_are_looked_into_as_well() -> None:
+    with pytest.raises(StopTraining, match="'y/1/0' of stream train is NaN at step 1"):
+        await StopOnNaN().after_batch(Events().batch({"y": [0.0, (NAN, 1.0)]}))
+
+
 async def test_batches_that_are_evaluated_are_not_looked_at() -> None:
     engine = Engine(Counting(lambda n, train: {"y": np.full(2, 0 if train else NAN)}), Arrays(2), [StopOnNaN()],
                     epochs=1, extra_streams=["valid"])  # fmt: skip
@@ -161,7 +168,7 @@ async def test_batches_that_are_evaluated_are_not_looked_at() -> None:
 async def test_a_cadence_makes_it_look_at_those_steps_only() -> None:
     hook = StopOnNaN()
     hook.every = "2 steps"
-    result, _ = await stopped(hook, model=Counting(lambda n, _: {"y": [NAN if n >= 2 else 0.0]}))
+    result, _ = await stopped(hook, model=Counting(lambda n, _: {"y": np.array([NAN if n >= 2 else 0.0])}))
     assert result.steps == 4
 
 

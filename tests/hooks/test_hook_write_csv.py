@@ -51,7 +51,10 @@ async def test_a_run_without_a_bounded_epoch_0_gets_the_train_columns_when_they_
 
 
 def test_dicts_give_their_mean_or_their_first_and_odd_values_get_no_column(tmp_path: Path) -> None:
-    data = {"b": {"s": {"min": 1, "mean": 2}, "t": {"max": 3}, "curve": [1], "none": None, "empty": {}}, "a": {"note": "x,y"}}
+    data = {
+        "b": {"s": {"min": 1, "mean": 2}, "t": {"max": 3}, "curve": [1], "none": None, "empty": {}},
+        "a": {"note": "x,y"},
+    }
     assert written(tmp_path, data) == [["epoch", "a_note", "b_s", "b_t"], ["0", "x,y", "2", "3"]]
 
 
@@ -75,7 +78,9 @@ FULL, SHORT = {"train": {"loss": 1, "n": 2}}, {"train": {"loss": 3}}
 
 
 def test_a_missing_value_is_an_error_by_default(tmp_path: Path) -> None:
-    with pytest.raises(HookError, match="epoch 1 has no value for the column 'train_n'.*on_missing_variable = 'default'"):
+    with pytest.raises(
+        HookError, match="epoch 1 has no value for the column 'train_n'.*on_missing_variable = 'default'"
+    ):
         written(tmp_path, FULL, SHORT)
 
 
@@ -130,7 +135,10 @@ def test_a_line_that_a_killed_run_left_unfinished_does_not_swallow_the_next(tmp_
 def test_file_delimiter_and_directory_can_be_chosen(tmp_path: Path) -> None:
     hook = WriteCSV("tables/log.txt", delimiter=";", output_dir=tmp_path / "elsewhere")
     hook.after_epoch(Events().after_epoch(FULL))
-    assert rows(tmp_path / "elsewhere" / "tables" / "log.txt", ";") == [["epoch", "train_loss", "train_n"], ["1", "1", "2"]]
+    assert rows(tmp_path / "elsewhere" / "tables" / "log.txt", ";") == [
+        ["epoch", "train_loss", "train_n"],
+        ["1", "1", "2"],
+    ]
 
 
 @pytest.mark.parametrize(
