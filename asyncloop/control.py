@@ -149,6 +149,14 @@ class Control:
         self.pending = True
         self._wake()
 
+    def begin_stretch(self, train: bool) -> None:
+        """The thread is about to run: it returns at once only for what can be taken up before its next batch."""
+        self.pending = False
+        wishes = self._wishes
+        wanted = train and (wishes.evaluations or wishes.checkpoints or wishes.changes)
+        if self.stop_reason is not None or self.paused or wanted:
+            self.pending = True
+
     @property
     def wants_checkpoint(self) -> bool:
         return bool(self._wishes.checkpoints)

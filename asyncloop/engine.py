@@ -56,6 +56,7 @@ __all__ = ["Engine", "Result"]
 logger = logging.getLogger("asyncloop")
 
 Source = str | object
+_Outcome = Literal["go on", "stream over", "epoch over"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,6 @@ class _Epoch:
     profile: dict[str, Any] = field(default_factory=dict[str, Any])
     logged: dict[str, WeightedMeans] = field(default_factory=dict[str, WeightedMeans])
     began_s: float = field(default_factory=time.perf_counter)
-    evaluated_at: int | None = None
 
 
 class Engine:
@@ -140,7 +140,7 @@ class Engine:
         self.progress = Progress(epochs, steps)
         self.control = Control(getattr(model, "live", None))
         self.bus = EventBus(hooks)
-        self.run_info = RunInfo(uuid.uuid4().hex[:8], "run", self.output_dir, dataset)
+        self.run_info = RunInfo(uuid.uuid4().hex[:8], "run", self.output_dir, dataset, epochs, steps)
         self.metrics: EpochData = {}
         self.thread: ModelThread | None = None
         """The thread the model was built on, if somebody built it on one; else each session has its own."""
@@ -154,6 +154,8 @@ class Engine:
         self._log_lock = threading.Lock()
         self._last_delivered = -1
         self._evaluated_s = 0.0
+        self._wished: dict[str, None] = {}
+        """Evaluations that were due where the epoch turned out to be over."""
         if self.output_dir is None:
             for hook, name in self.bus.hooks:
                 if getattr(hook, "needs_output_dir", False):
@@ -221,8 +223,10 @@ class Engine:
         self.progress.epoch = self.progress.epochs_done + 1
         epoch = await self._begin_epoch([self.train_stream, *self.extra_streams])
         await self._train_on(self.train_stream, None, epoch, self.epoch_size)
-        if self.extra_streams and epoch.evaluated_at != self.progress.step:
-            await self._evaluate_streams(list(self.extra_streams), epoch, {})
+        names = dict.fromkeys([*self.extra_streams, *self._evaluations_due("end")])
+        if names:
+            self._check_streams(list(names))
+            await self._evaluate_streams(list(names), epoch, {})
         await self._end_epoch(epoch, trained=True)
 
     async def _begin_epoch(self, names: list[str]) -> _Epoch:
@@ -243,17 +247,19 @@ class Engine:
             stretch.until_step = self._next_planned_step()
             stretch.until_s = self._next_planned_s()
             halt = await self._advance(stream, stretch)
-            over = halt == "batches" or self.progress.steps_left == 0
-            if halt == "end":
-                accepted, accepted_before = stretch.n_accepted - accepted_before, stretch.n_accepted
-                await session.end_pass(stream)
-                self._check_empty(name, accepted)
-                if size is None or accepted == 0:
+            if halt != "end":
+                outcome = await self._between_steps(stream, stretch, halt)
+                if outcome == "go on":
+                    continue
+                if outcome == "epoch over":
                     break
-                stream = await session.take(name, True, source)
-                stretch.feed, stretch.index, stretch.cursor = stream.feed, stream.position.index, stream.position.cursor
-            elif await self._between_steps(stream, stretch, halt, over) or over:
+            accepted, accepted_before = stretch.n_accepted - accepted_before, stretch.n_accepted
+            await session.end_pass(stream)
+            self._check_empty(name, accepted)
+            if size is None or accepted == 0:
                 break
+            stream = await session.take(name, True, source)
+            stretch.feed, stretch.index, stretch.cursor = stream.feed, stream.position.index, stream.position.cursor
         await self._end_training_of(name, stretch, epoch)
 
     async def _end_training_of(self, name: str, stretch: Stretch, epoch: _Epoch) -> None:
@@ -279,7 +285,6 @@ class Engine:
             self._check_empty(name, stretch.n_accepted)
             await self._close_stretch(name, stretch, epoch)
         await self._gather_logged(epoch)
-        epoch.evaluated_at = self.progress.step
         self._evaluated_s = time.perf_counter()
         await self.bus.barrier(self._event(AfterEvaluation, epoch.data, names))
         self._remember_metrics(epoch)
@@ -296,9 +301,7 @@ class Engine:
         self._check_failure()
         await self.bus.barrier(self._event(AfterEpochProfile, self._profile(epoch, began_s), epoch.names))
         self._check_failure()
-        await self._apply_changes()
-        await self._save_if_asked()
-        await self._pause_if_asked()
+        await self._take_up_wishes()
 
     # --- between steps ------------------------------------------------------------------------------------------
 
@@ -323,7 +326,7 @@ class Engine:
     async def _advance(self, stream: OpenStream, stretch: Stretch) -> Halt:
         """Run the next stretch; the counters follow whether it ends well or not."""
         self._check_stop()
-        self.control.pending = False
+        self.control.begin_stretch(stream.train)
         try:
             halt = await self._live_session.run(stream, stretch)
         finally:
@@ -331,35 +334,39 @@ class Engine:
         self._check_stop()
         return halt
 
-    async def _between_steps(self, stream: OpenStream, stretch: Stretch, halt: Halt, over: bool) -> bool:
-        """What is due at the step the thread has stopped at; whether the stream turned out to be over.
+    async def _between_steps(self, stream: OpenStream, stretch: Stretch, halt: Halt) -> _Outcome:
+        """What is due at the step the thread has stopped at, and how the epoch goes on.
 
-        Order: lockstep hooks, evaluation, changes of parameters, the checkpoint of this step, a pause. If the stream is
-        over, the evaluations and the checkpoint are left to the end of the epoch, so that each happens once a step.
+        Order: lockstep hooks, evaluation, changes of parameters, the checkpoint of this step, a pause. If the epoch is
+        over with this step, evaluations and checkpoint are left to its end, so that each happens once a step.
         """
-        step = self.progress.step
         if halt in ("step", "time"):
-            await self.bus.lockstep(step, stream.name)
+            last = self._live_session.thread.last
+            await self.bus.lockstep(stream.name, self.progress.step, last.timed if last else frozenset())
             self._check_stop()
-        if over:
-            return True
+        if halt == "batches" or self.progress.steps_left == 0:
+            return "epoch over"
         asked = self._evaluations_due(halt)
-        if asked or self.control.wants_checkpoint:
-            if not self.epoch_size and await self._live_session.peek_end(stream):
-                return False  # the next stretch ends at once, and the epoch's end takes care of everything
+        if (asked or self.control.wants_checkpoint) and not self.epoch_size:
+            if await self._live_session.peek_end(stream):
+                self._wished.update(dict.fromkeys(asked))
+                return "stream over"
             self._check_stop()
         if asked:
             self._check_streams(asked)
-            await self._evaluate_streams(asked, self._inner_epoch(asked), {})
+            await self._evaluate_streams(asked, _Epoch(asked), {})
             self._check_stop()
+        await self._take_up_wishes()
+        return "go on"
+
+    async def _take_up_wishes(self) -> None:
         await self._apply_changes()
         await self._save_if_asked()
         await self._pause_if_asked()
-        return False
 
     def _evaluations_due(self, halt: Halt) -> list[str]:
         """The streams to evaluate at this step, each once."""
-        names: dict[str, None] = {}
+        names, self._wished = self._wished, {}
         for wish in self.control.take_evaluations():
             names.update(dict.fromkeys(wish or self.extra_streams))
         every = self._evaluate_every
@@ -369,14 +376,6 @@ class Engine:
             if by_step or by_time:
                 names.update(dict.fromkeys(self.extra_streams))
         return list(names)
-
-    def _inner_epoch(self, names: list[str]) -> _Epoch:
-        """An evaluation inside an epoch gathers its own data; the epoch under way only notes that it happened."""
-        assert self._epoch is not None
-        inner = _Epoch(names, logged=self._epoch.logged)
-        if set(names) >= set(self.extra_streams):
-            inner.profile = {}
-        return inner
 
     async def _apply_changes(self) -> None:
         changes = self.control.take_changes()
@@ -488,6 +487,7 @@ class Engine:
         self._evaluated_s = time.perf_counter()
         await self.bus.barrier(self._event(BeforeTraining))
         self._check_stop()
+        await self._take_up_wishes()
 
     async def _finish(self, failure: BaseException | None, announce: bool) -> BaseException | None:
         """Last step, last save, on_exception, after_training. What fails here never hides what failed before."""

@@ -60,6 +60,9 @@ class RunInfo:
     name: str
     dir: Path | None
     dataset: Any
+    epochs: int | None = None
+    """What the run was told to do, as far as it was told."""
+    steps: int | None = None
 
 
 @dataclass(slots=True, eq=False)

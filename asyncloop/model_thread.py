@@ -420,10 +420,10 @@ _sorts: dict[type[Any], str] = {}
 
 def _sort(value: Any) -> str:
     kind = cast("type[Any]", type(value))
-    return _sorts.get(kind) or _sort_of(kind)
+    return _sorts.get(kind) or _sort_of(kind, value)
 
 
-def _sort_of(kind: type[Any]) -> str:
+def _sort_of(kind: type[Any], value: Any) -> str:
     """How outputs of a type are treated; asked once a type."""
     if issubclass(kind, bool | np.bool_ | int | float | np.number):
         sort = "scalar"
@@ -431,7 +431,7 @@ def _sort_of(kind: type[Any]) -> str:
         sort = "mapping"
     elif hasattr(kind, "ndim"):
         sort = "array"
-    elif hasattr(kind, "__call__"):  # noqa: B004
+    elif callable(value):
         sort = "lazy"
     else:
         sort = "other"

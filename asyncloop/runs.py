@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import AsyncGenerator, Generator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from asyncloop.config import Config, dumps, load_config
 from asyncloop.control import Control
 from asyncloop.engine import Engine, Result
 from asyncloop.errors import ConfigError, StorageError
-from asyncloop.events import Event, RunInfo
+from asyncloop.events import Event
 from asyncloop.preflight import CheckReport, Parts, build, check_variables, dry_run
 from asyncloop.progress import Progress
 from asyncloop.recorder import Recorder
@@ -195,7 +196,7 @@ async def open_run(
         elif engine.output_dir is not None or output_dir is not None:
             rundir = RunDir.plan(Path(), "run", Path(output_dir or engine.output_dir or ""))
             engine.output_dir = rundir.path
-            engine.run_info = RunInfo(rundir.id, rundir.name, rundir.path, engine.dataset)
+            engine.run_info = replace(engine.run_info, id=rundir.id, name=rundir.name, dir=rundir.path)
             rundir.create({}, engine.seed, ())
             engine.bus.add(Recorder(rundir))
         if rundir is not None:
@@ -246,7 +247,7 @@ def _wire(parts: Parts, progress: str | None, own_rng: bool) -> Engine:
         parts.model, parts.dataset, hooks, **settings, seed=parts.config.run.seed, output_dir=parts.rundir.path
     )
     engine.thread = parts.thread
-    engine.run_info = RunInfo(parts.rundir.id, parts.rundir.name, parts.rundir.path, parts.dataset)
+    engine.run_info = replace(engine.run_info, id=parts.rundir.id, name=parts.rundir.name)
     engine.check_streams()
     return engine
 

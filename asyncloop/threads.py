@@ -117,9 +117,8 @@ class _Job:
         except Exception as error:
             self._error = error
         except BaseException as error:  # sys.exit() in a thread ends nothing; it must not end the event loop instead
-            self._error = RuntimeError(
-                f"{type(error).__name__} was raised in thread {threading.current_thread().name!r}"
-            )
+            what = f"{type(error).__name__} was raised in thread {threading.current_thread().name!r}"
+            self._error = RuntimeError(what).with_traceback(error.__traceback__)
             self._error.__cause__ = error
         self._loop.soon(self.done.set)
 

@@ -15,7 +15,7 @@ from typing import Any
 import anyio
 import numpy as np
 import pytest
-from parts import Arrays, Counting
+from engine_parts import Arrays, Counting
 
 import asyncloop
 from asyncloop import (

@@ -17,9 +17,43 @@ from asyncloop import Event
 ROOT = Path(asyncloop.__file__).parent
 
 PUBLIC = {
-    *["Engine", "Model", "Hook", "Stream", "EventBus", "StreamBuffer", "Control", "Run", "Result", "Batch", "Cursor", "EpochData", "StopTraining"],
-    *["open_run", "start", "run", "load_model", "log", "BeforeTraining", "BeforeEpoch", "BeforeBatch", "AfterBatch", "AfterEvaluation"],
-    *["AfterEpoch", "AfterEpochProfile", "CheckpointSaved", "ParameterChanged", "Paused", "Resumed", "OnException", "AfterTraining"],
+    *[
+        "Engine",
+        "Model",
+        "Hook",
+        "Stream",
+        "EventBus",
+        "StreamBuffer",
+        "Control",
+        "Run",
+        "Result",
+        "Batch",
+        "Cursor",
+        "EpochData",
+        "StopTraining",
+    ],
+    *[
+        "open_run",
+        "start",
+        "run",
+        "load_model",
+        "log",
+        "BeforeTraining",
+        "BeforeEpoch",
+        "BeforeBatch",
+        "AfterBatch",
+        "AfterEvaluation",
+    ],
+    *[
+        "AfterEpoch",
+        "AfterEpochProfile",
+        "CheckpointSaved",
+        "ParameterChanged",
+        "Paused",
+        "Resumed",
+        "OnException",
+        "AfterTraining",
+    ],
 }
 
 

@@ -80,7 +80,7 @@ class EventBus:
         """Take a hook (or what `subscribe` returned) off the bus; what waits in its mailbox is dropped."""
         self._hooks = [entry for entry in self._hooks if entry[0] is not hook]
         for subscription in [own for own in self._subscriptions if own.hook is hook]:
-            subscription.disabled = True
+            subscription.switch_off()
             self._subscriptions.remove(subscription)
 
     def events(self, *kinds: type[Event], bound: int = 1024) -> Listener:
@@ -170,7 +170,7 @@ class EventBus:
         """The variables that due hooks name, each once. Called from the model thread for models with lazy outputs."""
         names: dict[str, None] = {}
         for own in self._subscriptions:
-            if own.variables and not own.disabled and own.due(stream, train, step, timed):
+            if own.variables and own.wants_batches and not own.disabled and own.due(stream, train, step, timed):
                 names.update(dict.fromkeys(own.variables))
         return list(names)
 
@@ -232,11 +232,11 @@ class EventBus:
             if background or not own.background:
                 await own.drained()
 
-    async def lockstep(self, step: int, stream: str) -> None:
+    async def lockstep(self, stream: str, step: int, timed: frozenset[object]) -> None:
         """Wait until every lockstep hook that is due at this step has handled it."""
         await self.flush()
         for own in self._subscriptions:
-            if own.lockstep and own.due(stream, True, step, frozenset()):
+            if own.lockstep and own.due(stream, True, step, timed):
                 await own.drained()
 
     @property
@@ -299,6 +299,8 @@ class EventBus:
         self._outbox.clear()
         for own in self._subscriptions:
             own.drop_backlog()
+        if self._open is not None:
+            self._open.room_freed()
 
     def publish_last(self, event: AfterBatch) -> None:
         """The run ends with this step: hooks for which it was not due by their cadence get it now."""

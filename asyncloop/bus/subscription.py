@@ -373,15 +373,20 @@ class Subscription:
         error.add_note(f"hook {self.name}{where}")
         if isinstance(error, StalledError) and self._thread is not None:
             error.add_note("its thread is at\n" + _stack_of(self._thread.ident))
-            self.disabled = True  # its thread is taken by the call that does not return
+            self.switch_off()  # its thread is taken by the call that does not return
         if self.on_error == "fail":
-            self.disabled = True
+            self.switch_off()
             self._fail(error)
             return
         logger.warning("hook %s failed%s (on_error=%r)", self.name, where, self.on_error, exc_info=error)
         if self.on_error == "disable":
-            self.disabled = True
+            self.switch_off()
             logger.warning("hook %s is switched off for the rest of the run", self.name)
+
+    def switch_off(self) -> None:
+        """Take no more events; whoever waits for room in this mailbox need not."""
+        self.disabled = True
+        self._freed()
 
     def watch(self, now: float) -> None:
         """Cut off a handler that is over its deadline. The bus looks every quarter of the shortest deadline.

@@ -32,7 +32,11 @@ def to_host(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: to_host(part) for key, part in cast("Mapping[str, Any]", value).items()}
     if hasattr(value, "detach"):
-        return value.detach().cpu().numpy()
+        tensor = value.detach().cpu()
+        try:
+            return tensor.numpy()
+        except TypeError:  # bfloat16 and the like, which numpy does not have
+            return tensor.float().numpy()
     return value
 
 

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from asyncloop.events import AfterEpoch, AfterTraining, BeforeTraining, Event
 from asyncloop.hook import Hook
@@ -19,8 +17,8 @@ class TrainingTrace(Hook):
     """Keeps `trace.json`: `train_begin`, `train_end` (ISO 8601, UTC), `epochs_done`, `exit_status`.
 
     Written at the start, after each epoch and at the end; readers see the old or the new file. `exit_status` is null
-    while running, 0 after success, a declared stop or an interrupt, 1 after a failure. A resumed run keeps its first
-    `train_begin`. Writes in its own thread. StorageError if the file system refuses.
+    while running, 0 after success, a declared stop or an interrupt, 1 after a failure. A resumed run keeps the first
+    `train_begin` that it finds in the file. Writes in its own thread. StorageError if the file system refuses.
     """
 
     needs_output_dir = True
@@ -33,7 +31,9 @@ class TrainingTrace(Hook):
         self._epochs_done = 0
 
     def before_training(self, event: BeforeTraining) -> None:
-        self._begin = self._begin or now()
+        before = json.loads(self._file.read(event) or "{}")
+        self._begin = before.get("train_begin") or now()
+        self._epochs_done = before.get("epochs_done", 0)
         self._write(event)
 
     def after_epoch(self, event: AfterEpoch) -> None:
@@ -42,12 +42,6 @@ class TrainingTrace(Hook):
 
     def after_training(self, event: AfterTraining) -> None:
         self._write(event, end=now(), exit_status=0 if event.success else 1)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"train_begin": self._begin, "epochs_done": self._epochs_done}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._begin, self._epochs_done = state["train_begin"], state["epochs_done"]
 
     def _write(self, event: Event, end: str | None = None, exit_status: int | None = None) -> None:
         trace = {

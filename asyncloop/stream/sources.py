@@ -113,7 +113,7 @@ class SyncSource:
         finally:
             buffer.abandon()
 
-    def walk(self, at: Pass, cursor: Cursor) -> Iterator[tuple[Any, Cursor]]:
+    def walk(self, at: Pass, cursor: Cursor) -> Generator[tuple[Any, Cursor], None, None]:
         iterator: Iterator[Any] = iter(called(self.source, at))
         try:
             if isinstance(iterator, Stateful):
@@ -152,7 +152,7 @@ class SyncSource:
         except BaseException as raised:
             error = raised
         finally:
-            walk.close()  # pyright: ignore[reportAttributeAccessIssue]
+            walk.close()
             buffer.close(error)
 
 

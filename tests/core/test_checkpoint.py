@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from parts import Arrays, Counting, Keeping
+from engine_parts import Arrays, Counting, Keeping
 
 from asyncloop import AfterBatch, CheckpointError, Engine, Hook, NonFiniteError, StorageError
 from asyncloop.checkpoint import Checkpoints, copy_state

@@ -11,7 +11,7 @@ from typing import Any
 import anyio
 import numpy as np
 import pytest
-from parts import Arrays, Counting, Keeping, batches
+from engine_parts import Arrays, Counting, Keeping, batches
 
 from asyncloop import AfterBatch, ConfigError, Engine, Hook, Stream, UsageError
 

@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 import numpy as np
 import pytest
-from parts import Arrays, Counting, Keeping
+from engine_parts import Arrays, Counting, Keeping
 
 import asyncloop
 from asyncloop import (

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from parts import Arrays, Counting, Keeping, batches
+from engine_parts import Arrays, Counting, Keeping, batches
 
 from asyncloop import AfterBatch, ConfigError, DataError, Engine, Hook, Stream, UsageError
 

@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 import numpy as np
 import pytest
-from parts import Arrays, Counting, Keeping, batches
+from engine_parts import Arrays, Counting, Keeping, batches
 
 from asyncloop import ConfigError, DataError, Engine, Hook, HookError, ModelError, NonFiniteError, StalledError, Stream
 

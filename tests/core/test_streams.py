@@ -12,9 +12,9 @@ from typing import Any
 import anyio
 import numpy as np
 import pytest
+from engine_parts import Arrays, Counting
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from parts import Arrays, Counting
 
 from asyncloop import ConfigError, DataError, Engine, Stream
 from asyncloop.stream.order import Pass, keyed_permutation

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from engine_parts import Counting
 from hook_parts import Events, Uneven
-from parts import Counting
 
 from asyncloop import ConfigError, Engine, Hook, HookError
 from asyncloop.hooks import LogVariables

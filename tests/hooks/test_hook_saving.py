@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from engine_parts import Arrays, Counting, Keeping
 from hook_parts import Events, pretend, read_names
-from parts import Arrays, Counting, Keeping
 
 from asyncloop import ConfigError, Engine, HookError
 from asyncloop.checkpoint import Checkpoints

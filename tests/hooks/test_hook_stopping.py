@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from engine_parts import Arrays, Counting, Keeping
 from hook_parts import Events
-from parts import Arrays, Counting, Keeping
 
 from asyncloop import ConfigError, Engine, StopTraining
 from asyncloop.hooks import StopAfter, StopOnNaN

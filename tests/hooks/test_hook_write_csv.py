@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from engine_parts import Counting, Keeping
 from hook_parts import Events, Uneven
-from parts import Counting, Keeping
 
 from asyncloop import ConfigError, Engine, HookError, StorageError
 from asyncloop.hooks import ComputeStats, WriteCSV

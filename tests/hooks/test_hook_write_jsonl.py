@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from engine_parts import Arrays, Counting
 from hook_parts import Events, Uneven
-from parts import Arrays, Counting
 
 from asyncloop import ConfigError, Engine, HookError, StorageError
 from asyncloop.hooks import WriteJSONL
