@@ -10,23 +10,23 @@ async with the session (model thread, producers, hooks):
 from __future__ import annotations
 
 import logging
-import threading
 import time
 import uuid
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, cast, get_args
+from typing import Any, Literal
 
 import anyio
 
 from asyncloop import rng
+from asyncloop.arguments import Source, check_arguments, evaluation_cadence, listed, named_sources, positive_deadlines
 from asyncloop.bus import EventBus
-from asyncloop.cadence import Cadence
 from asyncloop.checkpoint import Checkpoints
 from asyncloop.control import Claim, Control
+from asyncloop.epoch import EpochRecord
 from asyncloop.errors import ConfigError, DataError, NonFiniteError, UsageError
 from asyncloop.events import (
     AfterBatch,
@@ -47,15 +47,12 @@ from asyncloop.events import (
 from asyncloop.model_thread import Halt, ModelThread, Policy, Rules, Stretch
 from asyncloop.progress import Progress
 from asyncloop.session import OpenStream, Position, Session
-from asyncloop.stats import Timings, WeightedMeans
 from asyncloop.stream import check_streams
-from asyncloop.watchdog import DEADLINES
 
 __all__ = ["Engine", "Result"]
 
 logger = logging.getLogger("asyncloop")
 
-Source = str | object
 _Outcome = Literal["go on", "stream over", "epoch over"]
 
 
@@ -74,17 +71,6 @@ class Result:
 
 class _Stopped(Exception):
     """Leaves the loop after a stop was asked for. Never reaches the user."""
-
-
-@dataclass(slots=True)
-class _Epoch:
-    """What one epoch gathers. Owned by the engine coroutine; `means` of a running stream by the model thread."""
-
-    names: list[str]
-    data: EpochData = field(default_factory=dict[str, dict[str, Any]])
-    profile: dict[str, Any] = field(default_factory=dict[str, Any])
-    logged: dict[str, WeightedMeans] = field(default_factory=dict[str, WeightedMeans])
-    began_s: float = field(default_factory=time.perf_counter)
 
 
 class Engine:
@@ -121,7 +107,7 @@ class Engine:
         deadlines: Mapping[str, float] | None = None,
     ) -> None:
         self.model, self.dataset = model, dataset
-        self.train_stream, self.extra_streams = train_stream, _listed("extra_streams", extra_streams)
+        self.train_stream, self.extra_streams = train_stream, listed("extra_streams", extra_streams)
         self.buffer: int | Literal["auto"] = buffer
         self.epoch_size, self.skip_zeroth_epoch = epoch_size, skip_zeroth_epoch
         self.seed, self.own_rng = seed, own_rng
@@ -133,9 +119,18 @@ class Engine:
             on_unused_sources=on_unused_sources,
             on_nonfinite=on_nonfinite,
         )
-        self._check_arguments(epochs, steps)
-        self._evaluate_every = _evaluation_cadence(evaluate_every)
-        self._deadlines = _deadlines(deadlines)
+        check_arguments(
+            {"epochs": (epochs, 0), "steps": (steps, 0), "epoch_size": (epoch_size, 1), "batch_size": (batch_size, 1)},
+            buffer,
+            {
+                "on_empty_batch": on_empty_batch,
+                "on_empty_stream": on_empty_stream,
+                "on_unused_sources": on_unused_sources,
+                "on_nonfinite": on_nonfinite,
+            },
+        )
+        self._evaluate_every = evaluation_cadence(evaluate_every)
+        self._deadlines = positive_deadlines(deadlines)
         self.output_dir = None if output_dir is None else Path(output_dir)
         self.progress = Progress(epochs, steps)
         self.control = Control(getattr(model, "live", None))
@@ -150,8 +145,7 @@ class Engine:
         self._busy = False
         self._failure: BaseException | None = None
         self._reason: str | None = None
-        self._epoch: _Epoch | None = None
-        self._log_lock = threading.Lock()
+        self._epoch: EpochRecord | None = None
         self._last_delivered = -1
         self._evaluated_s = 0.0
         self._wished: dict[str, None] = {}
@@ -187,9 +181,7 @@ class Engine:
         Counts as a training epoch if there is something to train on. Alone it fires neither before_ nor after_training;
         inside `async with engine` those come once around all calls.
         """
-        sources = _named_sources(train, "train") | _named_sources(
-            evaluate, "eval", taken=_named_sources(train, "train")
-        )
+        sources = named_sources(train, "train") | named_sources(evaluate, "eval", taken=named_sources(train, "train"))
         train_names = [name for name, (_, is_train) in sources.items() if is_train]
         evaluate_names = [name for name, (_, is_train) in sources.items() if not is_train]
         given = {name: source for name, (source, _) in sources.items() if not isinstance(source, str)}
@@ -229,14 +221,14 @@ class Engine:
             await self._evaluate_streams(list(names), epoch, {})
         await self._end_epoch(epoch, trained=True)
 
-    async def _begin_epoch(self, names: list[str]) -> _Epoch:
-        epoch = self._epoch = _Epoch(names)
+    async def _begin_epoch(self, names: list[str]) -> EpochRecord:
+        epoch = self._epoch = EpochRecord(names)
         self._check_stop()
         await self.bus.barrier(self._event(BeforeEpoch, names))
         self._check_stop()
         return epoch
 
-    async def _train_on(self, name: str, source: object | None, epoch: _Epoch, size: int | None = None) -> None:
+    async def _train_on(self, name: str, source: object | None, epoch: EpochRecord, size: int | None = None) -> None:
         """Train on one pass of a stream, or on exactly `size` batches of as many passes as that takes."""
         session = self._live_session
         stream = await session.take(name, True, source)
@@ -262,7 +254,7 @@ class Engine:
             stretch.feed, stretch.index, stretch.cursor = stream.feed, stream.position.index, stream.position.cursor
         await self._end_training_of(name, stretch, epoch)
 
-    async def _end_training_of(self, name: str, stretch: Stretch, epoch: _Epoch) -> None:
+    async def _end_training_of(self, name: str, stretch: Stretch, epoch: EpochRecord) -> None:
         if self._is_last_epoch:
             await self._deliver_last()
         await self._close_stretch(name, stretch, epoch)
@@ -270,7 +262,7 @@ class Engine:
     async def _evaluate_streams(
         self,
         names: list[str],
-        epoch: _Epoch,
+        epoch: EpochRecord,
         given: Mapping[str, object],
         limits: Mapping[str, int | None] | None = None,
     ) -> None:
@@ -290,7 +282,7 @@ class Engine:
         self._remember_metrics(epoch)
         self._check_failure()
 
-    async def _end_epoch(self, epoch: _Epoch, trained: bool) -> None:
+    async def _end_epoch(self, epoch: EpochRecord, trained: bool) -> None:
         if trained:
             self.progress.epochs_done = self.progress.epoch
         await self._gather_logged(epoch)
@@ -299,7 +291,13 @@ class Engine:
         await self.bus.barrier(self._event(AfterEpoch, epoch.data), last=last)
         self._remember_metrics(epoch)
         self._check_failure()
-        await self.bus.barrier(self._event(AfterEpochProfile, self._profile(epoch, began_s), epoch.names))
+        await self.bus.barrier(
+            self._event(
+                AfterEpochProfile,
+                epoch.profiled(self.bus.take_spent(), self._live_session.statistics, began_s),
+                epoch.names,
+            )
+        )
         self._check_failure()
         await self._take_up_wishes()
 
@@ -354,7 +352,7 @@ class Engine:
             self._check_stop()
         if asked:
             self._check_streams(asked)
-            await self._evaluate_streams(asked, _Epoch(asked), {})
+            await self._evaluate_streams(asked, EpochRecord(asked), {})
             self._check_stop()
         await self._take_up_wishes()
         return "go on"
@@ -580,17 +578,16 @@ class Engine:
             return progress.epochs == 0 or progress.steps == 0
         return self._is_last_epoch or progress.steps is not None
 
-    def _stretch(self, stream: OpenStream, epoch: _Epoch) -> Stretch:
+    def _stretch(self, stream: OpenStream, epoch: EpochRecord) -> Stretch:
         at = stream.position
         stretch = Stretch(
             stream.feed, self.run_info, self.control, self.progress.epoch, stream.name, stream.train,
             at.index, self.progress.step, cursor=at.cursor,
         )  # fmt: skip
-        epoch.profile[f"read_batch_{stream.name}"] = stretch.read
-        epoch.profile[f"eval_batch_{stream.name}"] = stretch.ran
+        epoch.add_stretch(stretch)
         return stretch
 
-    async def _close_stretch(self, name: str, stretch: Stretch, epoch: _Epoch) -> None:
+    async def _close_stretch(self, name: str, stretch: Stretch, epoch: EpochRecord) -> None:
         if stretch.n_dropped:
             logger.warning(
                 "stream %r: %d batches of another size than batch_size=%s were dropped",
@@ -598,43 +595,17 @@ class Engine:
             )  # fmt: skip
         epoch.data[name] = await self._live_session.thread.call(stretch.means.result)
 
-    async def _gather_logged(self, epoch: _Epoch) -> None:
+    async def _gather_logged(self, epoch: EpochRecord) -> None:
         """Every hook has handled the batches; what they logged joins the epoch data."""
         await self.bus.settle()
-        with self._log_lock:
-            for name, means in epoch.logged.items():
-                if name in epoch.data:
-                    epoch.data[name].update(means.result())
+        epoch.take_logged()
 
     def _log_from_hook(self, event: Event, name: str, value: Any) -> None:
-        stream = event.stream if isinstance(event, AfterBatch) else self.train_stream
         if self._epoch is not None:
-            with self._log_lock:
-                self._epoch.logged.setdefault(stream, WeightedMeans()).add(name, float(value), 1.0)
+            self._epoch.log(event.stream if isinstance(event, AfterBatch) else self.train_stream, name, value)
 
-    def _remember_metrics(self, epoch: _Epoch) -> None:
+    def _remember_metrics(self, epoch: EpochRecord) -> None:
         self.metrics.update({name: dict(values) for name, values in epoch.data.items()})
-
-    def _profile(self, epoch: _Epoch, hooks_began_s: float) -> dict[str, Any]:
-        """Where the epoch's time went. Overlap is the stages' sum over the wall clock: above 1, they ran at once."""
-        now = time.perf_counter()
-        hooks = Timings()
-        hooks.add(now - hooks_began_s)
-        spent = self.bus.take_spent()
-        profile: dict[str, Any] = {**epoch.profile, "after_epoch_hooks": hooks}
-        making_s = 0.0
-        for name in epoch.names:
-            profile[f"after_batch_hooks_{name}"] = spent.get(name, Timings())
-            statistics = self._live_session.statistics(name)
-            if statistics is not None:
-                profile[f"depth_{name}"] = statistics.depth
-                profile[f"model_waits_{name}"] = statistics.taker_waits
-                profile[f"producer_waits_{name}"] = statistics.producer_waits
-        stages = [
-            value.total for key, value in profile.items() if key.startswith(("eval_batch_", "after_batch_hooks_"))
-        ]
-        profile["overlap"] = (sum(stages) + making_s) / max(now - epoch.began_s, 1e-9)
-        return profile
 
     def _record(self) -> dict[str, Any]:
         """What the engine itself needs to go on from a checkpoint."""
@@ -683,23 +654,6 @@ class Engine:
     def _check_streams(self, names: list[str]) -> None:
         check_streams(self.dataset, names)
 
-    def _check_arguments(self, epochs: int | None, steps: int | None) -> None:
-        problems: list[str] = []
-        for name, value, least in (("epochs", epochs, 0), ("steps", steps, 0), ("epoch_size", self.epoch_size, 1),
-                                   ("batch_size", self.rules.batch_size, 1)):  # fmt: skip
-            if value is not None and (not isinstance(cast(object, value), int) or value < least):
-                problems.append(f"{name} is a whole number of at least {least}, not {value!r}")
-        if self.buffer != "auto" and (not isinstance(cast(object, self.buffer), int) or self.buffer < 0):
-            problems.append(f"buffer is a number of batches or 'auto', not {self.buffer!r}")
-        for name, policy in (
-            ("on_empty_batch", self.rules.on_empty_batch), ("on_empty_stream", self.on_empty_stream),
-            ("on_unused_sources", self.rules.on_unused_sources), ("on_nonfinite", self.rules.on_nonfinite),
-        ):  # fmt: skip
-            if policy not in get_args(Policy):
-                problems.append(f"{name} is 'ignore', 'warn' or 'error', not {policy!r}")
-        if problems:
-            raise ConfigError(*problems)
-
     def _why(self, failure: BaseException | None) -> str:
         if failure is not None:
             return f"{type(failure).__name__}: {failure}"
@@ -718,29 +672,6 @@ class Engine:
         return Result(reason, progress.epochs_done, progress.step, dict(self.metrics), self.output_dir, stopped)
 
 
-def _listed(name: str, value: object) -> tuple[str, ...]:
-    if isinstance(value, str) or not isinstance(value, Sequence):
-        raise ConfigError(f"{name} is a list of stream names, not {value!r}")
-    return tuple(cast("Sequence[str]", value))
-
-
-def _evaluation_cadence(every: str | None) -> Cadence | None:
-    if every is None:
-        return None
-    cadence = Cadence.parse(every)
-    if cadence.unit == "epochs":
-        raise ConfigError(f"evaluate_every counts steps or seconds inside an epoch, not {every!r}")
-    return cadence
-
-
-def _deadlines(given: Mapping[str, float] | None) -> dict[str, float]:
-    for name, seconds in (given or {}).items():
-        if name not in DEADLINES or seconds <= 0:
-            known = " and ".join(DEADLINES)
-            raise ConfigError(f"deadlines are positive seconds for {known}, not {name!r} = {seconds!r}")
-    return dict(given or {})
-
-
 def _left_to_hooks(bus: EventBus) -> frozenset[str] | None:
     """Outputs that hooks like StopOnNaN watch in the engine's place (their `takes_over_nonfinite`; None: all)."""
     names: set[str] = set()
@@ -750,21 +681,6 @@ def _left_to_hooks(bus: EventBus) -> frozenset[str] | None:
             return None
         names.update(taken)
     return frozenset(names)
-
-
-def _named_sources(
-    sources: Iterable[Source], kind: str, taken: Mapping[str, Any] | None = None
-) -> dict[str, tuple[Source, bool]]:
-    """Names for the streams of an epoch: their own, or `unnamed_<kind>_<n>` for iterables. Duplicates are an error."""
-    if isinstance(sources, str):
-        raise ConfigError(f"give the streams as a list, not the string {sources!r}")
-    named: dict[str, tuple[Source, bool]] = {}
-    for n, source in enumerate(sources):
-        name = source if isinstance(source, str) else f"unnamed_{kind}_{n}"
-        if name in named or name in (taken or {}):
-            raise ConfigError(f"stream {name!r} is given twice; an epoch runs each stream once")
-        named[name] = (source, kind == "train")
-    return named
 
 
 def _from_data(error: BaseException) -> bool:

@@ -96,7 +96,7 @@ class SaveBest(Hook):
         if math.isnan(value) or not (self._best is None or self._better(value, self._best)):
             return
         what = f"{self._aggregation} {self._variable} of {self._stream}"
-        logger.info("%s is the best so far at step %d: %.6g", what, event.step, value)
+        logger.info("%s is the best so far at step %d: %.4g", what, event.step, value)
         self._best = value
         event.control.checkpoint(self._claim)
 

@@ -50,4 +50,4 @@ def chosen(data: EpochData, streams: Sequence[str] | None, variables: Sequence[s
 
 def text(value: float) -> str:
     """A number for people: six significant digits, whole numbers as they are."""
-    return str(value) if isinstance(value, int) else f"{value:.6g}"
+    return str(value) if isinstance(value, int) else f"{value:.4g}"

@@ -123,7 +123,7 @@ def test_the_first_epoch_teaches_the_length_of_the_next(clock: Clock, stderr: Sh
     session.train(1)
     session.end_epoch(1)
     session.train(2, 5)
-    assert stderr.getvalue().splitlines()[-1] == "epoch 2  train 5/10  1 steps/s  ETA 0:05  loss 0.0666667"
+    assert stderr.getvalue().splitlines()[-1] == "epoch 2  train 5/10  1 steps/s  ETA 0:05  loss 0.06667"
 
 
 def test_the_dataset_may_say_the_length_beforehand(clock: Clock, stderr: Shown) -> None:
@@ -146,7 +146,7 @@ def test_an_epoch_that_is_resumed_counts_from_its_beginning(clock: Clock, stderr
     session = Session(ShowProgress("plain"), clock, Events(dataset=pretend(num_batches={"train": 10})))
     session.begin(step=13)
     session.train(2, 10, first_index=3)
-    assert stderr.getvalue() == "epoch 2  train 8/10  1 steps/s  ETA 0:02  loss 0.0555556\n"
+    assert stderr.getvalue() == "epoch 2  train 8/10  1 steps/s  ETA 0:02  loss 0.05556\n"
 
 
 def test_evaluations_are_counted_in_batches_and_teach_their_length(clock: Clock, stderr: Shown) -> None:
@@ -337,7 +337,7 @@ def test_a_notebook_gets_one_display_that_is_updated(
     assert first == "epoch 1  train 1  1 steps/s  loss 1"
     assert second == "epoch 1  train 2  1 steps/s  loss 0.5"
     assert epoch == last == "epoch 1  train loss 0.5  (2 s)"
-    assert live == epoch + "\nepoch 2  train 1/2  1 steps/s  ETA 0:01  loss 0.333333"
+    assert live == epoch + "\nepoch 2  train 1/2  1 steps/s  ETA 0:01  loss 0.3333"
     assert notebook.n_displays == 1
     assert stderr.getvalue() == ""
 
