@@ -146,7 +146,7 @@ def epoch_line(event: AfterEpoch, seconds: float) -> str:
     for stream, values in event.data.items():
         shown = ((name, summary(value)) for name, value in values.items())
         streams.append(" ".join([stream, *(f"{name} {text(value)}" for name, value in shown if value is not None)]))
-    return f"epoch {event.epoch}  {' · '.join(streams)}  ({seconds:.3g} s)"
+    return f"epoch {event.epoch}  {' · '.join(streams)}  ({seconds:.2g} s)"
 
 
 def _clock(seconds: float) -> str:

@@ -32,7 +32,7 @@ def main() -> None:
         lines = [line.replace(f"{folder}/", "") for line in done.stdout.splitlines()]
     epochs = [line for line in lines if line.startswith("epoch ")]
     rest = lines[lines.index(next(line for line in lines if line.startswith("completed"))) :]
-    console = Console(record=True, width=124, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(record=True, width=132, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(Text.assemble(("$ ", "green"), (COMMAND, "bold")))
     for line in [*epochs[:4], "⋮", *epochs[-2:]]:
         console.print(Text(line), style="dim" if line == "⋮" else "")
