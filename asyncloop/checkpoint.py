@@ -312,7 +312,8 @@ def _decoded(tree: Any, arrays: Mapping[str, np.ndarray[Any, Any]]) -> Any:
             return {key: _decoded(part, arrays) for key, part in entry["items"]}
         array = arrays[entry["array"]]
         if "dtype" in entry:
-            return np.frombuffer(array.tobytes(), dtype=np.dtype(entry["dtype"])).reshape(entry["shape"]).copy()
+            raw: Any = np.frombuffer(array.tobytes(), dtype=np.dtype(entry["dtype"]))
+            return raw.reshape(entry["shape"]).copy()
         return array
     if isinstance(tree, list):
         return [_decoded(part, arrays) for part in cast("list[Any]", tree)]
