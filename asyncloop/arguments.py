@@ -43,12 +43,14 @@ def listed(name: str, value: object) -> tuple[str, ...]:
     return tuple(cast("Sequence[str]", value))
 
 
-def evaluation_cadence(every: str | None) -> Cadence | None:
+def evaluation_cadence(every: str | None, streams: Sequence[str]) -> Cadence | None:
     if every is None:
         return None
     cadence = Cadence.parse(every)
     if cadence.unit == "epochs":
         raise ConfigError(f"evaluate_every counts steps or seconds inside an epoch, not {every!r}")
+    if not streams:
+        raise ConfigError(f"evaluate_every = {every!r} evaluates the extra streams, but extra_streams is empty")
     return cadence
 
 

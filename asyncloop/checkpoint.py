@@ -118,8 +118,7 @@ class Checkpoints:
         target = self.directory / name
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            if not (target / "manifest.json").exists():
-                self._write_new(target, step, model, hooks, engine)
+            self._write_new(target, step, model, hooks, engine)
             self._settle(name, list(claims))
         except OSError as error:
             if isinstance(error, StorageError):
@@ -185,7 +184,6 @@ class Checkpoints:
     ) -> None:
         aside = self.directory / f".tmp-{target.name}"
         shutil.rmtree(aside, ignore_errors=True)
-        shutil.rmtree(target, ignore_errors=True)  # a directory without a manifest is none of ours
         aside.mkdir()
         model_tree, model_arrays = _encoded(model)
         hooks_tree, hooks_arrays = _encoded(dict(hooks))
@@ -205,7 +203,14 @@ class Checkpoints:
         for name, content in (*files.items(), ("manifest.json", _json(manifest))):
             _write_synced(aside / name, content)
         _sync_directory(aside)
-        os.rename(aside, target)
+        if target.exists():  # the same step again, with a later record (an epoch's end after a pause, say)
+            before = self.directory / f".tmp-before-{target.name}"
+            shutil.rmtree(before, ignore_errors=True)
+            os.rename(target, before)
+            os.rename(aside, target)
+            shutil.rmtree(before)
+        else:
+            os.rename(aside, target)
         _sync_directory(self.directory)
 
     def _settle(self, name: str, claims: Sequence[Claim]) -> None:

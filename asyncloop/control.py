@@ -80,6 +80,7 @@ class Control:
         self._lock = threading.Lock()
         self._wishes = _Wishes()
         self._wake: Callable[[], None] = _nobody
+        self._over = False
 
     def pause(self) -> None:
         """Wait after the step under way until `resume`; the model stays, producers fill their buffers and wait."""
@@ -133,7 +134,10 @@ class Control:
         """
         pending = PendingCheckpoint(claim or Claim())
         with self._lock:
-            self._wishes.checkpoints.append(pending)
+            if not self._over:
+                self._wishes.checkpoints.append(pending)
+        if self._over:
+            pending.resolve(None, UsageError("the run ended before this checkpoint was taken"))
         self.attract()
         return pending
 
@@ -141,8 +145,9 @@ class Control:
 
     def attach(self, live: Mapping[str, type], wake: Callable[[], None]) -> None:
         """The engine that listens: `wake` is called from any thread after every wish."""
-        self._live = dict(live)
+        self._live = dict(live) or self._live
         self._wake = wake
+        self._over = False
 
     def attract(self) -> None:
         """Make the model thread return to the engine after the step under way. Thread-safe."""
@@ -161,10 +166,6 @@ class Control:
     def wants_checkpoint(self) -> bool:
         return bool(self._wishes.checkpoints)
 
-    @property
-    def wants_evaluation(self) -> bool:
-        return bool(self._wishes.evaluations)
-
     def take_evaluations(self) -> list[tuple[str, ...]]:
         with self._lock:
             taken, self._wishes.evaluations = self._wishes.evaluations, []
@@ -181,7 +182,12 @@ class Control:
         return taken
 
     def end(self) -> None:
-        """The run is over: nothing more will be taken up, and who waits for a checkpoint is told."""
+        """The run is over: who waits for a checkpoint is told, and nothing asked so far reaches a later run."""
+        with self._lock:
+            self._over = True
+            self._wake = _nobody
+            self.stop_reason, self.aborted, self.paused = None, False, False
+            self._wishes.evaluations, self._wishes.changes = [], {}
         for pending in self.take_checkpoints():
             pending.resolve(None, UsageError("the run ended before this checkpoint was taken"))
 

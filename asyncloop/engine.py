@@ -15,9 +15,10 @@ import uuid
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import anyio
 
@@ -27,7 +28,7 @@ from asyncloop.bus import EventBus
 from asyncloop.checkpoint import Checkpoints
 from asyncloop.control import Claim, Control
 from asyncloop.epoch import EpochRecord
-from asyncloop.errors import ConfigError, DataError, NonFiniteError, UsageError
+from asyncloop.errors import ConfigError, DataError, UsageError
 from asyncloop.events import (
     AfterBatch,
     AfterEpoch,
@@ -47,7 +48,7 @@ from asyncloop.events import (
 from asyncloop.model_thread import Halt, ModelThread, Policy, Rules, Stretch
 from asyncloop.progress import Progress
 from asyncloop.session import OpenStream, Position, Session
-from asyncloop.stream import check_streams
+from asyncloop.stream import Interrupted, check_streams
 
 __all__ = ["Engine", "Result"]
 
@@ -129,7 +130,7 @@ class Engine:
                 "on_nonfinite": on_nonfinite,
             },
         )
-        self._evaluate_every = evaluation_cadence(evaluate_every)
+        self._evaluate_every = evaluation_cadence(evaluate_every, self.extra_streams)
         self._deadlines = positive_deadlines(deadlines)
         self.output_dir = None if output_dir is None else Path(output_dir)
         self.progress = Progress(epochs, steps)
@@ -147,7 +148,10 @@ class Engine:
         self._reason: str | None = None
         self._epoch: EpochRecord | None = None
         self._last_delivered = -1
-        self._evaluated_s = 0.0
+        self._evaluated_s, self._evaluated_step = 0.0, -1
+        self._ended_by: str | None = None
+        self._next_stream: dict[tuple[str, bool], tuple[str, bool]] = {}
+        self._evaluating_inside = False
         self._wished: dict[str, None] = {}
         """Evaluations that were due where the epoch turned out to be over."""
         if self.output_dir is None:
@@ -171,6 +175,7 @@ class Engine:
         """One pass of each stream without training. No cursor of a training stream moves."""
         names = list(streams or self.extra_streams)
         self._check_streams(names)
+        self._plan([(name, False) for name in names])
         async with self._running():
             await self._evaluation_epoch(names, {})
         return self._result()
@@ -187,6 +192,7 @@ class Engine:
         given = {name: source for name, (source, _) in sources.items() if not isinstance(source, str)}
         self._check_streams([name for name in sources if name not in given])
         data: EpochData = {}
+        self._plan([])
         async with self._running(announce=False):
             if train_names:
                 self.progress.epoch = self.progress.epochs_done + 1
@@ -194,16 +200,18 @@ class Engine:
             data = epoch.data
             for name in train_names:
                 await self._train_on(name, given.get(name), epoch)
+            evaluate_names = list(dict.fromkeys([*evaluate_names, *self._evaluations_due()]))
             if evaluate_names:
                 await self._evaluate_streams(evaluate_names, epoch, given)
             await self._end_epoch(epoch, trained=bool(train_names))
-        self._take_reason()
         return data
 
     async def _zeroth_epoch(self) -> None:
         bounded = self.progress.epochs is not None or self.epoch_size is not None
         names = [*([self.train_stream] if bounded else []), *self.extra_streams]
         if names:
+            trains_next = [] if self.progress.finished else [(self.train_stream, True)]
+            self._plan([*((name, False) for name in names), *trains_next])
             await self._evaluation_epoch(names, {self.train_stream: self.epoch_size})
 
     async def _evaluation_epoch(self, names: list[str], limits: Mapping[str, int | None]) -> None:
@@ -213,9 +221,15 @@ class Engine:
 
     async def _train_epoch(self) -> None:
         self.progress.epoch = self.progress.epochs_done + 1
+        train = (self.train_stream, True)
+        if self.epoch_size is not None:  # the source may end inside the epoch; its next pass then goes on
+            self._next_stream = {train: train}
+        else:
+            maybe_last = self._is_last_epoch or self.progress.steps is not None
+            self._plan([train, *((name, False) for name in self.extra_streams), *([] if maybe_last else [train])])
         epoch = await self._begin_epoch([self.train_stream, *self.extra_streams])
         await self._train_on(self.train_stream, None, epoch, self.epoch_size)
-        names = dict.fromkeys([*self.extra_streams, *self._evaluations_due("end")])
+        names = dict.fromkeys([*self.extra_streams, *self._evaluations_due()])
         if names:
             self._check_streams(list(names))
             await self._evaluate_streams(list(names), epoch, {})
@@ -231,11 +245,11 @@ class Engine:
     async def _train_on(self, name: str, source: object | None, epoch: EpochRecord, size: int | None = None) -> None:
         """Train on one pass of a stream, or on exactly `size` batches of as many passes as that takes."""
         session = self._live_session
-        stream = await session.take(name, True, source)
+        stream = await self._take(name, True, source)
         stretch = self._stretch(stream, epoch)
         stretch.batches = size
-        accepted_before = 0
-        while True:
+        accepted_before, began_at = 0, stretch.index
+        while self.progress.steps_left != 0:
             stretch.until_step = self._next_planned_step()
             stretch.until_s = self._next_planned_s()
             halt = await self._advance(stream, stretch)
@@ -247,11 +261,14 @@ class Engine:
                     break
             accepted, accepted_before = stretch.n_accepted - accepted_before, stretch.n_accepted
             await session.end_pass(stream)
-            self._check_empty(name, accepted)
-            if size is None or accepted == 0:
-                break
-            stream = await session.take(name, True, source)
+            carried_over_at_its_end = accepted == 0 and began_at > 0
+            if not carried_over_at_its_end:
+                self._check_empty(name, accepted)
+                if size is None or accepted == 0:
+                    break
+            stream = await self._take(name, True, source)
             stretch.feed, stretch.index, stretch.cursor = stream.feed, stream.position.index, stream.position.cursor
+            began_at = stretch.index
         await self._end_training_of(name, stretch, epoch)
 
     async def _end_training_of(self, name: str, stretch: Stretch, epoch: EpochRecord) -> None:
@@ -267,20 +284,30 @@ class Engine:
         limits: Mapping[str, int | None] | None = None,
     ) -> None:
         """Evaluate streams one after the other, then `after_evaluation`. A stop discards it."""
+        await self.bus.settle()
+        around, self._epoch = self._epoch, epoch
+        try:
+            await self._evaluate_each(names, epoch, given, limits or {})
+        finally:
+            self._epoch = around
+        self._check_failure()
+
+    async def _evaluate_each(
+        self, names: list[str], epoch: EpochRecord, given: Mapping[str, object], limits: Mapping[str, int | None]
+    ) -> None:
         for name in names:
-            stream = await self._live_session.take(name, False, given.get(name))
+            stream = await self._take(name, False, given.get(name))
             stretch = self._stretch(stream, epoch)
-            stretch.batches = (limits or {}).get(name)
+            stretch.batches = limits.get(name)
             while (await self._advance(stream, stretch)) == "asked":
-                await self._pause_if_asked()
+                await self._pause_if_asked(between_steps=False)
             await self._live_session.end_pass(stream)
             self._check_empty(name, stretch.n_accepted)
             await self._close_stretch(name, stretch, epoch)
         await self._gather_logged(epoch)
-        self._evaluated_s = time.perf_counter()
+        self._evaluated_s, self._evaluated_step = time.perf_counter(), self.progress.step
         await self.bus.barrier(self._event(AfterEvaluation, epoch.data, names))
         self._remember_metrics(epoch)
-        self._check_failure()
 
     async def _end_epoch(self, epoch: EpochRecord, trained: bool) -> None:
         if trained:
@@ -289,6 +316,7 @@ class Engine:
         last = trained and self.progress.finished
         began_s = time.perf_counter()
         await self.bus.barrier(self._event(AfterEpoch, epoch.data), last=last)
+        epoch.take_logged()
         self._remember_metrics(epoch)
         self._check_failure()
         await self.bus.barrier(
@@ -321,6 +349,13 @@ class Engine:
         every = self._evaluate_every
         return self._evaluated_s + every.interval if every is not None and every.unit == "seconds" else None
 
+    async def _take(self, name: str, train: bool, source: object | None) -> OpenStream:
+        try:
+            return await self._live_session.take(name, train, source)
+        except Interrupted:  # a stop came while the dataset was still opening it
+            self._check_stop()
+            raise
+
     async def _advance(self, stream: OpenStream, stretch: Stretch) -> Halt:
         """Run the next stretch; the counters follow whether it ends well or not."""
         self._check_stop()
@@ -338,13 +373,13 @@ class Engine:
         Order: lockstep hooks, evaluation, changes of parameters, the checkpoint of this step, a pause. If the epoch is
         over with this step, evaluations and checkpoint are left to its end, so that each happens once a step.
         """
-        if halt in ("step", "time"):
-            last = self._live_session.thread.last
-            await self.bus.lockstep(stream.name, self.progress.step, last.timed if last else frozenset())
+        last = self._live_session.thread.last
+        if halt != "asked" and last is not None:
+            await self.bus.lockstep(stream.name, self.progress.step, last.timed)
             self._check_stop()
-        if halt == "batches" or self.progress.steps_left == 0:
+        if stretch.is_full or self.progress.steps_left == 0:
             return "epoch over"
-        asked = self._evaluations_due(halt)
+        asked = self._evaluations_due()
         if (asked or self.control.wants_checkpoint) and not self.epoch_size:
             if await self._live_session.peek_end(stream):
                 self._wished.update(dict.fromkeys(asked))
@@ -352,7 +387,11 @@ class Engine:
             self._check_stop()
         if asked:
             self._check_streams(asked)
-            await self._evaluate_streams(asked, EpochRecord(asked), {})
+            self._evaluating_inside = True
+            try:
+                await self._evaluate_streams(asked, EpochRecord(asked), {})
+            finally:
+                self._evaluating_inside = False
             self._check_stop()
         await self._take_up_wishes()
         return "go on"
@@ -362,16 +401,16 @@ class Engine:
         await self._save_if_asked()
         await self._pause_if_asked()
 
-    def _evaluations_due(self, halt: Halt) -> list[str]:
+    def _evaluations_due(self) -> list[str]:
         """The streams to evaluate at this step, each once."""
         names, self._wished = self._wished, {}
         for wish in self.control.take_evaluations():
             names.update(dict.fromkeys(wish or self.extra_streams))
         every = self._evaluate_every
         if every is not None:
-            by_step = every.unit == "steps" and halt == "step" and every.due(self.progress.step)
+            by_step = every.unit == "steps" and every.due(self.progress.step)
             by_time = every.unit == "seconds" and time.perf_counter() >= (self._next_planned_s() or 0)
-            if by_step or by_time:
+            if (by_step or by_time) and self._evaluated_step != self.progress.step:
                 names.update(dict.fromkeys(self.extra_streams))
         return list(names)
 
@@ -387,14 +426,15 @@ class Engine:
         if requests:
             await self._live_session.save(self.progress.step, self._record(), requests)
 
-    async def _pause_if_asked(self) -> None:
-        """Wait while paused; parameters may be changed and checkpoints taken meanwhile."""
+    async def _pause_if_asked(self, between_steps: bool = True) -> None:
+        """Wait while paused; between training steps parameters may be changed and checkpoints taken meanwhile."""
         if not self.control.paused or self.control.stop_reason is not None:
             return
         self.bus.publish(self._event(Paused))
         while self.control.paused and self.control.stop_reason is None and self._failure is None:
-            await self._apply_changes()
-            await self._save_if_asked()
+            if between_steps:
+                await self._apply_changes()
+                await self._save_if_asked()
             await self._live_session.sleep()
         self.bus.publish(self._event(Resumed))
         self._check_stop()
@@ -435,13 +475,14 @@ class Engine:
                     pass
                 except BaseException as error:
                     failure = error
-                try:
-                    with anyio.CancelScope(shield=True):
-                        failure = await self._finish(failure, announce)
-                finally:
-                    self.control.end()
+                with anyio.CancelScope(shield=True):
+                    failure = await self._finish(failure, announce)
+        except Exception as error:  # the dataset's own end, or a bug; it never hides what failed before
+            failure = _joined(failure, _alone(error))
         finally:
             self._session = None
+            self._ended_by = self.control.stop_reason
+            self.control.end()
         if failure is not None:
             raise failure
 
@@ -496,9 +537,7 @@ class Engine:
             self.control.stop("cancelled")
         if failure is not None:
             self.bus.release_thread(True)
-        model_failed = (
-            failure is not None and not cancelled and failure is not self._failure and not _from_data(failure)
-        )
+        model_failed = self._live_session.thread.model_failed
         try:
             if self.control.aborted:
                 self.bus.drop_backlog()
@@ -509,14 +548,12 @@ class Engine:
                     await self._save_last()
         except Exception as error:
             failure = _joined(failure, error)
-        if failure is self._failure or self._failure is None:
-            pass
-        elif failure is None or not _same(failure, self._failure):
+        if self._failure is not None and failure is not self._failure:
             failure = _joined(failure, self._failure)
+        failed = failure is not None and not cancelled
+        if failed:
+            await self.bus.announce(self._event(OnException, failure))
         if announce:
-            failed = failure is not None and not cancelled
-            if failed:
-                await self.bus.announce(self._event(OnException, failure))
             seen = self._failure
             self._reason = self._why(failure if failed else None)
             await self.bus.barrier(self._event(AfterTraining, not failed, self._reason), only_set_up=True)
@@ -558,25 +595,14 @@ class Engine:
         progress = self.progress
         return progress.steps_left == 0 or (progress.epochs is not None and progress.epoch >= progress.epochs)
 
-    def _follows(self, name: str, train: bool) -> tuple[str, bool] | None:
-        """Which stream comes after this one, so that its producers can fill while this one ends."""
-        if self._epoch is None or name not in self._epoch.names or self.control.stop_reason is not None:
-            return None
-        if train and self.epoch_size is not None and name == self.train_stream:
-            return name, True
-        names = self._epoch.names
-        following = names[names.index(name) + 1 :]
-        if following:
-            return (following[0], False) if following[0] in self.extra_streams else None
-        if self.train_stream in names or set(names) <= set(self.extra_streams):
-            return None if self._ends_with_this_epoch(train) else (self.train_stream, True)
-        return None
+    def _plan(self, streams: Sequence[tuple[str, bool]]) -> None:
+        """Which stream comes after which, so that the next one's producers can fill while this one ends."""
+        self._next_stream = dict(pairwise(streams))
 
-    def _ends_with_this_epoch(self, train: bool) -> bool:
-        progress = self.progress
-        if progress.epoch == 0:
-            return progress.epochs == 0 or progress.steps == 0
-        return self._is_last_epoch or progress.steps is not None
+    def _follows(self, name: str, train: bool) -> tuple[str, bool] | None:
+        if self.control.stop_reason is not None or self._evaluating_inside:
+            return None
+        return self._next_stream.get((name, train))
 
     def _stretch(self, stream: OpenStream, epoch: EpochRecord) -> Stretch:
         at = stream.position
@@ -602,7 +628,10 @@ class Engine:
 
     def _log_from_hook(self, event: Event, name: str, value: Any) -> None:
         if self._epoch is not None:
-            self._epoch.log(event.stream if isinstance(event, AfterBatch) else self.train_stream, name, value)
+            if isinstance(event, AfterBatch):
+                self._epoch.log(event.stream, name, value, event.n_examples)
+            else:
+                self._epoch.log(self.train_stream, name, value, 1)
 
     def _remember_metrics(self, epoch: EpochRecord) -> None:
         self.metrics.update({name: dict(values) for name, values in epoch.data.items()})
@@ -659,17 +688,13 @@ class Engine:
             return f"{type(failure).__name__}: {failure}"
         return self.control.stop_reason or self.progress.why_finished or "done"
 
-    def _take_reason(self) -> tuple[str, bool]:
-        """Why this call ended, and whether that was a stop; a later call starts without it."""
-        stopped = self.control.stop_reason is not None
-        reason = self._why(None)
-        self.control.stop_reason, self.control.aborted = None, False
-        return reason, stopped
-
     def _result(self) -> Result:
-        reason, stopped = self._take_reason()
+        """How the call ended. Inside `async with engine` a stop stays until the context's end, and every call sees it."""
+        stop = self.control.stop_reason if self._session is not None else self._ended_by
         progress = self.progress
-        return Result(reason, progress.epochs_done, progress.step, dict(self.metrics), self.output_dir, stopped)
+        reason = stop or progress.why_finished or "done"
+        metrics = {name: dict(values) for name, values in self.metrics.items()}
+        return Result(reason, progress.epochs_done, progress.step, metrics, self.output_dir, stop is not None)
 
 
 def _left_to_hooks(bus: EventBus) -> frozenset[str] | None:
@@ -683,14 +708,14 @@ def _left_to_hooks(bus: EventBus) -> frozenset[str] | None:
     return frozenset(names)
 
 
-def _from_data(error: BaseException) -> bool:
-    """Whether a producer raised it: the model is fine then, and its state is worth saving."""
-    notes = getattr(error, "__notes__", [])
-    return any(note.startswith("stream ") for note in notes) and not isinstance(error, NonFiniteError)
-
-
-def _same(one: BaseException, other: BaseException) -> bool:
-    return one is other
+def _alone(error: Exception) -> Exception:
+    """A group of one says less than the one."""
+    while isinstance(error, ExceptionGroup):
+        parts = cast("ExceptionGroup[Exception]", error).exceptions
+        if len(parts) > 1:
+            break
+        error = parts[0]
+    return cast(Exception, error)
 
 
 def _joined(first: BaseException | None, second: BaseException) -> BaseException:

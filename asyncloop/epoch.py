@@ -31,10 +31,10 @@ class EpochRecord:
         self._timings[f"read_batch_{stretch.stream}"] = stretch.read
         self._timings[f"eval_batch_{stretch.stream}"] = stretch.ran
 
-    def log(self, stream: str, name: str, value: Any) -> None:
-        """A value that a hook logged; averaged over the pass. Thread-safe."""
+    def log(self, stream: str, name: str, value: Any, n_examples: int) -> None:
+        """A value that a hook logged; averaged over the pass, weighted by examples. Thread-safe."""
         with self._lock:
-            self._logged.setdefault(stream, WeightedMeans()).add(name, float(value), 1.0)
+            self._logged.setdefault(stream, WeightedMeans()).add(name, float(value), n_examples)
 
     def take_logged(self) -> None:
         """What was logged so far joins the data of its stream."""

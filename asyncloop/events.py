@@ -122,6 +122,7 @@ class AfterBatch(Event):
     index: int
     inputs: Mapping[str, Any]
     outputs: Mapping[str, Any]
+    n_examples: int = 0
     asked: Mapping[str, Any] | None = field(default=None, repr=False)
     """Outputs that were evaluated on demand; who names them in `variables` finds them in `outputs`."""
     timed: frozenset[object] = field(default=_NOBODY, repr=False)

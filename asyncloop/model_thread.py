@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
+import anyio
 import numpy as np
 from anyio.abc import TaskGroup
 
@@ -25,7 +26,7 @@ from asyncloop.errors import DataError, ModelError, NonFiniteError
 from asyncloop.events import AfterBatch, BeforeBatch, RunInfo
 from asyncloop.stats import Timings, WeightedMeans, metric_sink
 from asyncloop.stream import EndOfStream, Feed, Interrupted
-from asyncloop.threads import OwnThread, ThreadSleeper
+from asyncloop.threads import OwnThread, ThreadSleeper, stray_cancellation, was_cancelled
 
 __all__ = ["Halt", "ModelThread", "Policy", "Rules", "Stretch"]
 
@@ -80,6 +81,10 @@ class Stretch:
     read: Timings = field(default_factory=Timings)
     ran: Timings = field(default_factory=Timings)
 
+    @property
+    def is_full(self) -> bool:
+        return self.batches is not None and self.n_accepted >= self.batches
+
 
 class ModelThread:
     """Owns the thread of a model: construction, `run`, `state_dict` and `load_state_dict` happen here only.
@@ -94,6 +99,8 @@ class ModelThread:
         self._lazy: Mapping[str, Callable[[], Any]] = _NOTHING
         self._tasks: TaskGroup | None = None
         self._warned: set[str] = set()
+        self.model_failed = False
+        """Whether the model (or a check of what it gave) raised, so that its state is not worth saving."""
 
     @property
     def ident(self) -> int | None:
@@ -126,16 +133,19 @@ class ModelThread:
 
         return await self._thread.call(self._work, stretch, model, rules, bus, on_cancel=end_early)
 
-    async def peek_end(self, feed: Feed) -> bool:
-        """Whether the stream is over, by looking one batch ahead; False also if somebody interrupted the look."""
+    async def peek_end(self, feed: Feed, stream: str, index: int) -> bool | None:
+        """Whether the stream is over, by looking one batch ahead; None if somebody interrupted the look."""
 
-        def look() -> bool:
+        def look() -> bool | None:
             try:
                 feed.give_back(feed.next())
             except EndOfStream:
                 return True
             except Interrupted:
-                pass
+                return None
+            except Exception as error:
+                error.add_note(f"stream {stream!r}, batch {index}")
+                raise
             return False
 
         return await self._thread.call(look, on_cancel=feed.interrupt)
@@ -158,7 +168,7 @@ class ModelThread:
         feed.before_sleep(bus.wake)
         clock, next_item, sums, weights = time.perf_counter, feed.next, means.sums, means.weights
         wanted, before_batch, timed_hooks = bus.wants_batches, bus.wants_before_batch, bus.timed if train else []
-        batches, until_s, until_step = stretch.batches, stretch.until_s, stretch.until_step if train else None
+        until_s, until_step = stretch.until_s, stretch.until_step if train else None
         watched = _losses(rules) if train else None
         sources: Any = None
         read: list[float] = []
@@ -202,6 +212,7 @@ class ModelThread:
                 except Exception as error:
                     at_step = f", step {step + 1}" if train else ""
                     error.add_note(f"model.run on stream {stream!r}, batch {index}{at_step}")
+                    self.model_failed = True
                     raise
                 ended_s = clock()
                 lazy = None
@@ -224,7 +235,7 @@ class ModelThread:
                 ran.append(ended_s - began_s)
                 previous_s = ended_s
                 if wanted:
-                    event = AfterBatch(info, control, epoch, step, stream, train, index, batch, outputs)
+                    event = AfterBatch(info, control, epoch, step, stream, train, index, batch, outputs, n_examples)
                     if timed_hooks:
                         event.timed = _timed_due(timed_hooks, ended_s)
                     if lazy is not None:
@@ -241,12 +252,15 @@ class ModelThread:
                         return "time"
                 if len(ran) >= _TIMINGS:
                     _fold(stretch, read, ran)
+                if stretch.is_full:
+                    return "batches"
                 if step == until_step:
                     return "step"
-                if stretch.n_accepted == batches:
-                    return "batches"
                 if until_s is not None and ended_s >= until_s:
                     return "time"
+        except (ModelError, NonFiniteError):
+            self.model_failed = True
+            raise
         finally:
             bus.wake()
             _fold(stretch, read, ran)
@@ -268,7 +282,12 @@ class ModelThread:
 
         async def answer() -> None:
             try:
-                result.append(await make())
+                with anyio.CancelScope(shield=True):  # a step under way is finished, also when the caller is cancelled
+                    result.append(await make())
+            except anyio.get_cancelled_exc_class() as error:
+                if await was_cancelled():
+                    raise
+                failure.append(stray_cancellation(error, "model.run"))
             except Exception as error:
                 failure.append(error)
             finally:
@@ -385,7 +404,10 @@ def _is_finite(value: Any) -> bool:
         return True
     if hasattr(value, "isfinite"):
         return bool(value.isfinite().all())
-    return bool(np.isfinite(value).all())
+    try:
+        return bool(np.isfinite(value).all())
+    except TypeError:
+        raise ModelError(f"a loss must be a number or an array of numbers, not {value!r:.60}") from None
 
 
 def _nonfinite(policy: Policy, name: str, value: Any, step: int, stream: str, index: int) -> None:

@@ -49,7 +49,6 @@ class RunDir:
         self._updating = threading.Lock()
         self._lock: int | None = None
         self._log: logging.Handler | None = None
-        self._level_before = logging.NOTSET
 
     @classmethod
     def plan(cls, root: Path, name: str, exact: Path | None = None) -> RunDir:
@@ -67,7 +66,12 @@ class RunDir:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(self._lock)
+                self._lock = None
+                raise
             for name, text in files.items():
                 (self.path / name).write_text(text)
             self._record = {
@@ -107,7 +111,7 @@ class RunDir:
 
     def remove(self) -> None:
         """Take back a directory whose run was cancelled or failed before it began; nothing of the user's was in it."""
-        if (self.path / "lock").exists():
+        if self._lock is not None:
             shutil.rmtree(self.path, ignore_errors=True)
 
     def snapshot_code(self, folders: Iterable[Path]) -> None:
@@ -127,20 +131,44 @@ class RunDir:
         handler.addFilter(lambda record: current_run.get() == self.id)
         logging.getLogger().addHandler(handler)
         self._log = handler
-        self._level_before = logger.level
-        if not logger.isEnabledFor(logging.INFO):
-            logger.setLevel(logging.INFO)
+        _log_level.take()
 
     def close(self) -> None:
         """Close the log and give the lock back."""
         if self._log is not None:
             logging.getLogger().removeHandler(self._log)
             self._log.close()
-            logger.setLevel(self._level_before)
+            _log_level.give_back()
             self._log = None
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+
+class _LogLevel:
+    """The level of our logger while runs keep a log.txt: INFO, and afterwards what it was before the first of them."""
+
+    def __init__(self) -> None:
+        self._users = 0
+        self._before = logging.NOTSET
+        self._lock = threading.Lock()
+
+    def take(self) -> None:
+        with self._lock:
+            self._users += 1
+            if self._users == 1:
+                self._before = logger.level
+                if not logger.isEnabledFor(logging.INFO):
+                    logger.setLevel(logging.INFO)
+
+    def give_back(self) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._users == 0:
+                logger.setLevel(self._before)
+
+
+_log_level = _LogLevel()
 
 
 def find_run(run: str | Path, root: Path = Path("runs")) -> Path:

@@ -127,6 +127,7 @@ class Run:
             )
             raise
         finally:
+            self.engine.bus.close()  # also where training never began: who follows the events must see their end
             with anyio.CancelScope(shield=True):
                 await self._record_end()
             self._ended.set()
@@ -193,12 +194,14 @@ async def open_run(
             engine, rundir = _wire(parts, progress, own_rng), parts.rundir
             await check_variables(engine)
             await _make_directory(parts)
-        elif engine.output_dir is not None or output_dir is not None:
-            rundir = RunDir.plan(Path(), "run", Path(output_dir or engine.output_dir or ""))
-            engine.output_dir = rundir.path
-            engine.run_info = replace(engine.run_info, id=rundir.id, name=rundir.name, dir=rundir.path)
-            rundir.create({}, engine.seed, ())
-            engine.bus.add(Recorder(rundir))
+        else:
+            if set or progress is not None or own_rng:
+                raise ConfigError("set, progress and own_rng belong to a config; give them to the Engine you built")
+            rundir = await _directory_of(engine, output_dir)
+            if rundir is not None:
+                for hook in _always_for(rundir, engine.bus.hooks):
+                    engine.bus.add(hook)
+                    stack.callback(engine.bus.unsubscribe, hook)
         if rundir is not None:
             stack.callback(rundir.close)
             rundir.open_log()
@@ -209,6 +212,8 @@ async def open_run(
         except BaseException as error:
             body_error.append(error)
     if body_error:
+        if live._error is not None and live._error is not body_error[0]:  # pyright: ignore[reportPrivateUsage]
+            body_error[0].add_note(f"the run failed too: {type(live._error).__name__}: {live._error}")  # pyright: ignore[reportPrivateUsage]
         raise body_error[0]
     if live._error is not None and not live.asked:  # pyright: ignore[reportPrivateUsage]
         raise live._error  # pyright: ignore[reportPrivateUsage]
@@ -236,6 +241,19 @@ async def _parts(stack: AsyncExitStack, source: Source, set: Overrides, output_d
     return await stack.enter_async_context(build(config, rundir))
 
 
+async def _directory_of(engine: Engine, output_dir: str | Path | None) -> RunDir | None:
+    """The run directory of an engine that somebody built: exactly its `output_dir`, if it has one."""
+    path = output_dir or engine.output_dir
+    if path is None:
+        return None
+    async with OwnThread("asyncloop run directory") as thread:
+        rundir = await thread.call(RunDir.plan, Path(), "run", Path(path))
+        await thread.call(rundir.create, {}, engine.seed, ())
+    engine.output_dir = rundir.path
+    engine.run_info = replace(engine.run_info, id=rundir.id, name=rundir.name, dir=rundir.path)
+    return rundir
+
+
 def _wire(parts: Parts, progress: str | None, own_rng: bool) -> Engine:
     """The one place where everything meets."""
     hooks = [*parts.hooks, *_always(parts, progress)]
@@ -254,13 +272,19 @@ def _wire(parts: Parts, progress: str | None, own_rng: bool) -> Engine:
 
 def _always(parts: Parts, progress: str | None) -> Iterable[Any]:
     """The hooks that no config has to name: the trace, the run's own files, and a display if one was asked for."""
-    from asyncloop.hooks import ShowProgress, TrainingTrace
+    from asyncloop.hooks import ShowProgress
 
     if progress not in (None, "none") and not any(isinstance(hook, ShowProgress) for hook in parts.hooks):
         yield ShowProgress()
-    if not any(isinstance(hook, TrainingTrace) for hook in parts.hooks):
+    yield from _always_for(parts.rundir, [(hook, "") for hook in parts.hooks])
+
+
+def _always_for(rundir: RunDir, hooks: Iterable[tuple[Any, str]]) -> Iterable[Any]:
+    from asyncloop.hooks import TrainingTrace
+
+    if not any(isinstance(hook, TrainingTrace) for hook, _ in hooks):
         yield TrainingTrace()
-    yield Recorder(parts.rundir)
+    yield Recorder(rundir)
 
 
 def _with_mode(hook: Any, mode: str) -> Any:
@@ -279,9 +303,9 @@ async def _make_directory(parts: Parts) -> None:
             if folder is not None:
                 await thread.call(rundir.snapshot_code, [folder])
         except BaseException:
-            rundir.close()
             with anyio.CancelScope(shield=True):
                 await thread.call(rundir.remove)
+            rundir.close()
             raise
 
 
@@ -309,13 +333,16 @@ async def start(source: Source | None = None, **options: Any) -> Run:
     async def host() -> None:
         try:
             async with open_run(source, **options) as live:
-                ready.set_result(live)
                 live.asked = True
+                if ready.cancelled():  # nobody waits for the handle any more
+                    return
+                ready.set_result(live)
                 await live.ended()
         except BaseException as error:
-            if ready.done():
+            if not ready.done():
+                ready.set_exception(error)
+            elif not ready.cancelled():
                 raise
-            ready.set_exception(error)
 
     task = asyncio.create_task(host(), name="asyncloop run")
     _hosts.add(task)  # the loop itself holds tasks only weakly

@@ -23,7 +23,7 @@ from asyncloop.control import Claim, Control, PendingCheckpoint
 from asyncloop.errors import CheckpointError
 from asyncloop.events import CheckpointSaved, RunInfo
 from asyncloop.model_thread import Halt, ModelThread, Rules, Stretch
-from asyncloop.stream import BufferStatistics, Feed, Pass, open_feed, open_node
+from asyncloop.stream import BufferStatistics, Feed, Interrupted, Pass, open_feed, open_node
 from asyncloop.threads import LoopHandle, LoopSleeper, OwnThread
 from asyncloop.watchdog import watch
 
@@ -49,6 +49,8 @@ class OpenStream:
     train: bool
     feed: Feed
     position: Position
+    is_datasets: bool
+    """Whether the dataset has it, so that its position is kept; a source given for one call has none."""
 
 
 class _WarmUp:
@@ -56,6 +58,7 @@ class _WarmUp:
 
     def __init__(self) -> None:
         self.ready = anyio.Event()
+        self.scope = anyio.CancelScope()
         self.stream: OpenStream | None = None
         self.error: Exception | None = None
 
@@ -92,6 +95,7 @@ class Session:
         self._stack = AsyncExitStack()
         self._open: dict[str, OpenStream] = {}
         self._warm: dict[tuple[str, bool], _WarmUp] = {}
+        self._awaited: _WarmUp | None = None
         self._feeds: dict[int, Feed] = {}
         self._costs: dict[str, float] = {}
         self._statistics: dict[str, BufferStatistics] = {}
@@ -112,12 +116,13 @@ class Session:
         return self
 
     async def _enter(self) -> None:
-        self._sleeper = LoopSleeper(LoopHandle())
+        self._loop = LoopHandle()
+        self._sleeper = LoopSleeper(self._loop)
         self.thread = self._given_thread or await self._stack.enter_async_context(ModelThread())
         self._writer = await self._stack.enter_async_context(OwnThread("asyncloop checkpoints", grace_s=60.0))
-        self.tasks: TaskGroup = await self._stack.enter_async_context(anyio.create_task_group())
         if hasattr(self._dataset, "__aenter__"):
             await self._stack.enter_async_context(self._dataset)
+        self.tasks: TaskGroup = await self._stack.enter_async_context(anyio.create_task_group())
         live: Mapping[str, type] = getattr(self._model, "live", None) or {}
         self.control.attach(live, self._attracted)
         if self._deadlines:
@@ -149,6 +154,15 @@ class Session:
         if feed is not None:
             feed.interrupt()
         self._sleeper.wake()
+        if self.control.stop_reason is not None:
+            self._loop.soon(self._hurry)
+
+    def _hurry(self) -> None:
+        """A stop: nobody waits for a stream that is still being opened; an abort waits for no hook either."""
+        if self._awaited is not None:
+            self._awaited.scope.cancel()
+        if self.control.aborted:
+            self.bus.drop_backlog()
 
     async def sleep(self) -> None:
         """Wait for the next control verb."""
@@ -158,41 +172,59 @@ class Session:
     # --- streams ------------------------------------------------------------------------------------------------
 
     async def take(self, name: str, train: bool, source: object | None) -> OpenStream:
-        """The stream, opened: carried over from the last epoch, warmed up already, or opened now."""
-        if train and name in self._open:
+        """The stream, opened: carried over from the last epoch, warmed up already, or opened now.
+
+        Raises Interrupted if a stop comes while the dataset is still opening it.
+        """
+        if source is None and train and name in self._open:
             return self._open[name]
-        warm = self._warm.pop((name, train), None)
-        if warm is not None:
+        warm = self._warm.pop((name, train), None) if source is None else None
+        if warm is None:
+            warm = self._begin_opening(name, train, source, None)
+        self._awaited = warm
+        try:
             await warm.ready.wait()
-            if warm.error is not None:
-                raise warm.error
-            assert warm.stream is not None
-            stream = warm.stream
-        else:
-            stream = await self._open_stream(name, train, source)
-        if train:
-            self._open[name] = stream
-        return stream
+        finally:
+            self._awaited = None
+        if warm.error is not None:
+            raise warm.error
+        if warm.stream is None:
+            raise Interrupted
+        if train and source is None:
+            self._open[name] = warm.stream
+        return warm.stream
+
+    def _begin_opening(self, name: str, train: bool, source: object | None, position: Position | None) -> _WarmUp:
+        warm = _WarmUp()
+        self.tasks.start_soon(self._open_stream, warm, name, train, source, position)
+        return warm
 
     async def _open_stream(
-        self, name: str, train: bool, source: object | None, position: Position | None = None
-    ) -> OpenStream:
-        if position is None:
-            position = self._positions.get(name, Position()) if train else Position(number=0)
+        self, warm: _WarmUp, name: str, train: bool, source: object | None, position: Position | None
+    ) -> None:
+        if position is None and train and source is None:
+            position = self._positions.get(name)
+        position = position or Position(number=1 if train else 0)
         at = Pass(name, position.number, self._seed)
-        node = await open_node(self._dataset, name, source, at)
-        feed = open_feed(
-            node,
-            at,
-            position.cursor,
-            buffer=self._buffer,
-            known_cost_s=self._costs.get(name),
-            tasks=self.tasks,
-            close_on_model_thread=self.thread.call,
-            on_exhausted=lambda: self._exhausted(name, train),
-        )
-        self._feeds[id(feed)] = feed
-        return OpenStream(name, train, feed, position)
+        try:
+            with warm.scope:
+                node = await open_node(self._dataset, name, source, at)
+                feed = open_feed(
+                    node,
+                    at,
+                    position.cursor,
+                    buffer=self._buffer,
+                    known_cost_s=self._costs.get(name),
+                    tasks=self.tasks,
+                    close_on_model_thread=self.thread.call,
+                    on_exhausted=lambda: self._exhausted(name, train),
+                )
+                self._feeds[id(feed)] = feed
+                warm.stream = OpenStream(name, train, feed, position, source is None)
+        except Exception as error:
+            warm.error = error
+        finally:
+            warm.ready.set()
 
     async def end_pass(self, stream: OpenStream) -> None:
         """The stream is over: its feed is closed, and the next training pass starts from the beginning."""
@@ -204,7 +236,7 @@ class Session:
             self._statistics[stream.name] = statistics
         await stream.feed.aclose()
         del self._feeds[id(stream.feed)]
-        if stream.train:
+        if stream.train and stream.is_datasets:
             self._open.pop(stream.name, None)
             self._positions[stream.name] = Position(number=stream.position.number + 1)
 
@@ -221,19 +253,11 @@ class Session:
         position = None
         if following[1] and following[0] in self._open:  # the same training stream again: its next pass
             position = Position(number=self._open[following[0]].position.number + 1)
-        warm = self._warm[following] = _WarmUp()
-        self.tasks.start_soon(self._warm_up, following, warm, position)
-
-    async def _warm_up(self, which: tuple[str, bool], warm: _WarmUp, position: Position | None) -> None:
-        try:
-            warm.stream = await self._open_stream(*which, None, position)
-        except Exception as error:
-            warm.error = error
-        finally:
-            warm.ready.set()
+        self._warm[following] = self._begin_opening(*following, None, position)
 
     async def _close_feeds(self) -> None:
         for warm in self._warm.values():
+            warm.scope.cancel()
             await warm.ready.wait()
         self._open.clear()
         self._warm.clear()
@@ -244,20 +268,24 @@ class Session:
 
     async def run(self, stream: OpenStream, stretch: Stretch) -> Halt:
         """Let the model thread run a stretch; afterwards the stream's position is that of the last batch that ran."""
+        self.bus.release_thread(False)
         self._running, self._stretch = stream.feed, stretch
         try:
             return await self.thread.run(stretch, self._model, self._rules, self.bus, self.tasks)
         finally:
             self._running = self._stretch = None
             stream.position = Position(stream.position.number, stretch.index, stretch.cursor)
-            if stream.train:
+            if stream.train and stream.is_datasets:
                 self._positions[stream.name] = stream.position
 
     async def peek_end(self, stream: OpenStream) -> bool:
-        """Whether the stream is over after the batches that ran; waits for a batch to look at if need be."""
+        """Whether the stream is over after the batches that ran; waits for a batch to look at, unless a stop comes."""
         self._running = stream.feed
         try:
-            return await self.thread.peek_end(stream.feed)
+            over = None
+            while over is None and self.control.stop_reason is None:
+                over = await self.thread.peek_end(stream.feed, stream.name, stream.position.index)
+            return bool(over)
         finally:
             self._running = None
 
@@ -277,7 +305,12 @@ class Session:
                 request.resolve(None, error)
             raise error
         await self.written()
-        model = await self.thread.call(lambda: copy_state(self._model.state_dict()))
+        try:
+            model = await self.thread.call(lambda: copy_state(self._model.state_dict()))
+        except Exception as error:
+            for request in requests:
+                request.resolve(None, error)
+            raise
         self._saving = anyio.Event()
         self.saved_step = step
         self.tasks.start_soon(self._write, step, model, dict(record), self.bus.mark(), requests)

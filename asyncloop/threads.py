@@ -7,6 +7,7 @@ a spare one only makes it look again.
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import logging
 import threading
@@ -16,9 +17,10 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 import anyio
+import anyio.lowlevel
 from anyio.lowlevel import current_token
 
-__all__ = ["LoopHandle", "LoopSleeper", "OwnThread", "ThreadSleeper"]
+__all__ = ["LoopHandle", "LoopSleeper", "OwnThread", "ThreadSleeper", "stray_cancellation", "was_cancelled"]
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -97,6 +99,29 @@ class LoopSleeper:
 
     def _set(self) -> None:
         self._event.set()
+
+
+async def was_cancelled() -> bool:
+    """Whether a cancellation just caught is meant for the running task, by a scope around it or by `Task.cancel()`.
+
+    On asyncio, code that awaits a task which somebody else cancelled raises the same exception: nobody asked us to end.
+    """
+    try:
+        await anyio.lowlevel.checkpoint_if_cancelled()
+    except anyio.get_cancelled_exc_class():
+        return True
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:  # trio, where such a thing cannot happen
+        return True
+    return task is not None and task.cancelling() > 0
+
+
+def stray_cancellation(error: BaseException, where: str) -> RuntimeError:
+    """What to raise instead, so that it is not taken for an end that somebody wanted."""
+    stray = RuntimeError(f"{where} let a {type(error).__name__} out although nobody cancelled the run")
+    stray.__cause__ = error
+    return stray.with_traceback(error.__traceback__)
 
 
 class _Job:

@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+from weakref import WeakSet
 
 import anyio
 from anyio.abc import TaskGroup
@@ -41,13 +42,13 @@ _HISTORY = 4096
 class EventBus:
     """The hooks of an engine in config order, and everything that reaches them. Lives on the event loop.
 
-    Only `post`, `asks`, `timed_due` and `wait_room` are called from the model thread.
+    Only `post`, `asks`, `timed` and `wait_room` are called from the model thread.
     """
 
     def __init__(self, hooks: Iterable[Any] = ()) -> None:
         self._hooks: list[tuple[Any, str]] = []
         self._subscriptions: list[Subscription] = []
-        self._listeners: list[Listener] = []
+        self._listeners: WeakSet[Listener] = WeakSet()  # a reader that was dropped must not keep its events
         self._history: deque[Event] = deque(maxlen=_HISTORY)
         self._outbox: deque[Event | Marker] = deque()
         self._ended = False
@@ -82,11 +83,16 @@ class EventBus:
         for subscription in [own for own in self._subscriptions if own.hook is hook]:
             subscription.switch_off()
             self._subscriptions.remove(subscription)
+            for entry in self._outbox:
+                if isinstance(entry, Marker):
+                    entry.reached(subscription.name, None)
 
     def events(self, *kinds: type[Event], bound: int = 1024) -> Listener:
         """An async iterator over events of these kinds (none given: all). See Listener."""
+        if BeforeBatch in kinds:
+            raise ConfigError("before_batch is a hook's alone: the model waits for it, so it cannot be iterated over")
         listener = Listener(kinds, self._history, self._ended, bound)
-        self._listeners.append(listener)
+        self._listeners.add(listener)
         return listener
 
     def _name_of(self, hook: Any) -> str:
@@ -123,6 +129,7 @@ class EventBus:
         subscription = Subscription(
             hook, name, opened.loop, fail=opened.fail, stop=opened.stop, log=opened.log, freed=opened.room_freed
         )
+        subscription.set_up = opened.begun
         self._subscriptions.append(subscription)
         opened.tasks.start_soon(self._run, opened, subscription.serve)
 
@@ -135,16 +142,16 @@ class EventBus:
 
     def close(self) -> None:
         """End all hooks' tasks; whatever they had not handled is gone, so flush and settle first."""
+        self._ended = True
+        for listener in list(self._listeners):
+            listener.end()
+        self._listeners.clear()
         opened, self._open = self._open, None
         if opened is None:
             return
         opened.closed = True
         for scope in opened.scopes:
             scope.cancel()
-        self._ended = True
-        for listener in self._listeners:
-            listener.end()
-        self._listeners.clear()
         for line in filter(None, (own.report() for own in self._subscriptions)):
             logger.warning("%s", line)
 
@@ -154,7 +161,7 @@ class EventBus:
     def wants_batches(self) -> bool:
         """Whether anybody listens to batches at all; asked once a stretch."""
         return any(own.wants_batches or own.add for own in self._subscriptions) or any(
-            listener.wants_batches for listener in self._listeners
+            listener.wants_batches for listener in list(self._listeners)
         )
 
     @property
@@ -264,6 +271,8 @@ class EventBus:
                         break
             if isinstance(event, BeforeTraining):
                 own.set_up = True
+        if self._open is not None and isinstance(event, BeforeTraining):
+            self._open.begun = True
         self._remember(event)
 
     async def before_batch(self, event: BeforeBatch) -> None:
@@ -371,7 +380,7 @@ class EventBus:
                     due = [event for event in events if own.due(event.stream, event.train, event.step, event.timed)]
                     if due:
                         self._deliver(own, due)
-        for listener in self._listeners:
+        for listener in list(self._listeners):
             if listener.wants_batches:
                 for event in events:
                     listener.offer(event)
@@ -398,7 +407,7 @@ class EventBus:
 
     def _remember(self, event: Event) -> None:
         self._history.append(event)
-        for listener in self._listeners:
+        for listener in list(self._listeners):
             listener.offer(event)
 
     async def _watch(self) -> None:
@@ -432,6 +441,8 @@ class _Opened:
         self.pumped = anyio.Event()
         self.closed = False
         self.released = False
+        self.begun = False
+        """before_training is over: a hook that comes now counts as set up."""
 
     def room_freed(self) -> None:
         if self.room.asleep:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -42,6 +43,10 @@ class Declared:
         for key, unit in (("mailbox", "events"), ("concurrency", "events at once")):
             if not isinstance(value[key], int) or value[key] < 1:
                 problems.append(f"{key} is a number of {unit}, at least 1, not {value[key]!r}")
+        if value["concurrency"] != 1 and not _is_async_one_by_one(hook):
+            problems.append(
+                "concurrency is for `async def after_batch`; plain methods and after_batches run one by one"
+            )
         for key in ("streams", "variables"):
             if isinstance(value[key], str):
                 problems.append(f"{key} is a list of names, not the string {value[key]!r}")
@@ -68,6 +73,10 @@ class Declared:
             value["on_error"],
             deadline,
         )
+
+
+def _is_async_one_by_one(hook: Any) -> bool:
+    return not hasattr(hook, "after_batches") and inspect.iscoroutinefunction(getattr(hook, "after_batch", None))
 
 
 _DEFAULTS: dict[str, Any] = {key: value for key, value in vars(Hook).items() if not key.startswith("_")}

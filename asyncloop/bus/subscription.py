@@ -19,7 +19,7 @@ from asyncloop.bus.views import nbytes_of
 from asyncloop.errors import StalledError, StopTraining
 from asyncloop.events import AfterBatch, Event
 from asyncloop.stats import Timings, metric_sink
-from asyncloop.threads import LoopHandle, LoopSleeper, OwnThread
+from asyncloop.threads import LoopHandle, LoopSleeper, OwnThread, stray_cancellation, was_cancelled
 
 __all__ = ["Marker", "Subscription"]
 
@@ -38,7 +38,7 @@ class Marker:
 
     def __init__(self, subscriptions: Sequence[Subscription]) -> None:
         self.states: dict[str, Any] = {}
-        self._left = len(subscriptions)
+        self._left = {own.name for own in subscriptions}
         self._all = anyio.Event()
         if not subscriptions:
             self._all.set()
@@ -46,8 +46,8 @@ class Marker:
     def reached(self, name: str, state: Any) -> None:
         if state is not None:
             self.states[name] = state
-        self._left -= 1
-        if self._left == 0:
+        self._left.discard(name)
+        if not self._left:
             self._all.set()
 
     async def complete(self) -> dict[str, Any]:
@@ -101,6 +101,10 @@ class Subscription:
         self._idle = anyio.Event()
         self._landed = anyio.Event()
         self._scope: anyio.CancelScope | None = None
+        self._calling: anyio.CancelScope | None = None
+        """Around a barrier's handler, which runs in the engine's task."""
+        self._stuck = False
+        """Whether its thread is taken by a call that does not return."""
         self._handling: Event | None = None
         self._watched: Event | None = None
         self._watched_since = 0.0
@@ -177,8 +181,9 @@ class Subscription:
             if isinstance(event, Marker):
                 event.reached(self.name, None)
         self._box.clear()
-        if self._scope is not None:
-            self._scope.cancel()
+        for scope in (self._scope, self._calling):
+            if scope is not None:
+                scope.cancel()
 
     # --- the hook's task ----------------------------------------------------------------------------------------
 
@@ -195,6 +200,9 @@ class Subscription:
                 self._after_cancel()
         finally:
             self._busy = False
+            self.switch_off()
+            self.drop_backlog()
+            self._tell_idle()
             if self._thread is not None:
                 await self._thread.aclose()
 
@@ -239,12 +247,13 @@ class Subscription:
         if isinstance(event, AfterBatch) and not self.disabled:
             await self._batches(start)
             return
-        self._box.popleft()
         if isinstance(event, Marker):
             while self._in_flight:
                 await self._landed.wait()
+            self._box.popleft()
             event.reached(self.name, self._state())
             return
+        self._box.popleft()
         method = self.method(event.method)
         if method is not None and not isinstance(event, AfterBatch):
             await self.call(method, event)
@@ -284,6 +293,10 @@ class Subscription:
                 await handler(event)
         except StopTraining as stop:
             self._stop(stop.reason)
+        except anyio.get_cancelled_exc_class() as error:
+            if await was_cancelled():
+                raise
+            self.failed(stray_cancellation(error, f"hook {self.name}"), self._handling)
         except (Exception, SystemExit) as error:
             self.failed(error, self._handling)
         self._handling = None
@@ -297,6 +310,10 @@ class Subscription:
                 await self._after_batch(event)
         except StopTraining as stop:
             self._stop(stop.reason)
+        except anyio.get_cancelled_exc_class() as error:
+            if await was_cancelled():
+                raise
+            self.failed(stray_cancellation(error, f"hook {self.name}"), event)
         except (Exception, SystemExit) as error:
             self.failed(error, event)
         finally:
@@ -326,27 +343,39 @@ class Subscription:
                 await self._in_thread(handler, argument)
         except StopTraining as stop:
             self._stop(stop.reason)
+        except anyio.get_cancelled_exc_class() as error:
+            if await was_cancelled():
+                raise
+            self.failed(stray_cancellation(error, f"hook {self.name}"), self._handling)
         except (Exception, SystemExit) as error:
             self.failed(error, self._handling)
         self._handling = None
 
     async def call(self, method: Callable[..., Any], event: Event) -> None:
         """Call one method for one event within the deadline, in the caller's task; policies apply."""
+        is_async = inspect.iscoroutinefunction(method)
+        if self._stuck and not is_async:
+            return
         token = metric_sink.set(lambda name, value: self._log(event, name, value))
-        scope = self._time_limit()
+        scope = self._calling = self._time_limit()
         try:
             with scope:
-                if inspect.iscoroutinefunction(method):
+                if is_async:
                     await method(event)
                 else:
                     await self._in_thread(method, event)
         except StopTraining as stop:
             self._stop(stop.reason)
+        except anyio.get_cancelled_exc_class() as error:
+            if await was_cancelled():
+                raise
+            self.failed(stray_cancellation(error, f"hook {self.name}"), event)
         except (Exception, SystemExit) as error:
             self.failed(error, event)
         finally:
             metric_sink.reset(token)
-        if scope.cancelled_caught:
+            self._calling = None
+        if scope.cancelled_caught and anyio.current_time() >= scope.deadline:
             self.failed(self._stall(), event)
 
     async def _in_thread(self, fn: Callable[..., Any], argument: Any) -> None:
@@ -373,7 +402,8 @@ class Subscription:
         error.add_note(f"hook {self.name}{where}")
         if isinstance(error, StalledError) and self._thread is not None:
             error.add_note("its thread is at\n" + _stack_of(self._thread.ident))
-            self.switch_off()  # its thread is taken by the call that does not return
+            self._stuck = True  # its thread is taken by the call that does not return
+            self.switch_off()
         if self.on_error == "fail":
             self.switch_off()
             self._fail(error)

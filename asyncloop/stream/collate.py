@@ -22,7 +22,7 @@ def stack(examples: Sequence[Any], path: str = "") -> Any:
     if isinstance(first, Mapping):
         keys = list(cast("Mapping[str, Any]", first))
         for i, example in enumerate(examples):
-            if not isinstance(example, Mapping) or list(cast("Mapping[str, Any]", example)) != keys:
+            if not isinstance(example, Mapping) or set(cast("Mapping[str, Any]", example)) != set(keys):
                 found = (
                     list(cast("Mapping[str, Any]", example)) if isinstance(example, Mapping) else type(example).__name__
                 )

@@ -23,7 +23,7 @@ from asyncloop.batch import Cursor
 from asyncloop.stream.buffer import BufferStatistics, EndOfStream, Interrupted, StreamBuffer
 from asyncloop.stream.operators import Elements, Node
 from asyncloop.stream.order import Pass
-from asyncloop.threads import OwnThread
+from asyncloop.threads import OwnThread, stray_cancellation, was_cancelled
 
 __all__ = ["AUTO_CAPACITY", "Feed", "Item", "LoopFeed", "ThreadFeed", "WalkedFeed", "open_feed"]
 
@@ -40,7 +40,7 @@ _WAITS = "a stream that was said not to need the event loop waits for it"
 
 
 class Feed(Protocol):
-    """One pass of one stream. `next`, `ready` and `give_back` belong to the model thread, the rest to the loop."""
+    """One pass of one stream. `next` and `give_back` belong to the model thread, the rest to the loop."""
 
     pass_number: int
 
@@ -230,6 +230,10 @@ class LoopFeed(_BufferedFeed):
                 await self._fill()
             except Interrupted:
                 pass
+            except anyio.get_cancelled_exc_class() as raised:
+                if await was_cancelled():
+                    raise
+                error = stray_cancellation(raised, f"stream {self._at.stream!r}")
             except (Exception, SystemExit) as raised:
                 error = raised
             tasks.cancel_scope.cancel()

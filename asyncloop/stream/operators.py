@@ -241,7 +241,12 @@ class Repeated:
     async def elements(self, at: Pass, cursor: Cursor) -> Elements:
         first, before = cast("list[Any]", cursor or [0, None])
         for number in range(first, self.n):
-            async with aclosing(self.upstream.elements(at.inside(number), before)) as upstream:
-                async for value, position in upstream:
-                    yield value, [number, position]
+            inner = at.inside(number)
+            try:
+                async with aclosing(self.upstream.elements(inner, before)) as upstream:
+                    async for value, position in upstream:
+                        yield value, [number, position]
+            finally:  # a round's workers end with it
+                for close in reversed(inner.closers):
+                    await close()
             before = None

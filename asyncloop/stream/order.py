@@ -34,8 +34,8 @@ class Pass:
     closers: list[Callable[[], Awaitable[None]]] = field(default_factory=list)  # pyright: ignore[reportUnknownVariableType]
 
     def inside(self, number: int) -> Pass:
-        """The pass of a part of the stream that is opened several times (a round of `repeat`)."""
-        return replace(self, path=(*self.path, number)) if number else self
+        """The pass of a part of the stream that is opened several times (a round of `repeat`), with its own closers."""
+        return replace(self, path=(*self.path, number) if number else self.path, closers=[])
 
     def key(self, what: str, *numbers: int, seed: int | None = None) -> int:
         """A 128-bit key for one use (`what`) inside this pass."""

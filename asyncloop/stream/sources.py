@@ -100,9 +100,9 @@ class SyncSource:
                 yield item
             return
         buffer: StreamBuffer[tuple[Any, Cursor]] = StreamBuffer(_READ_AHEAD)
-        thread = OwnThread(f"asyncloop source of {at.stream!r}")
+        thread = OwnThread(f"asyncloop source of {at.stream!r}", grace_s=1.0)
         at.closers.append(thread.aclose)
-        at.tasks.start_soon(thread.call, self._read_ahead, buffer, at, cursor)
+        thread.post(lambda: self._read_ahead(buffer, at, cursor))
         try:
             while True:
                 try:
@@ -198,7 +198,11 @@ class FactorySource:
     opaque = True
 
     async def elements(self, at: Pass, cursor: Cursor) -> Elements:
-        made = called(self.factory, at)
+        if inspect.iscoroutinefunction(self.factory):
+            made = called(self.factory, at)
+        else:  # it may open files: not on the event loop
+            async with OwnThread(f"asyncloop opening {at.stream!r}", grace_s=1.0) as thread:
+                made = await thread.call(called, self.factory, at, abandon=True)
         if inspect.isawaitable(made):
             made = await made
         if callable(made) and not isinstance(made, Iterable | AsyncIterable):

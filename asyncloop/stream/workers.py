@@ -26,7 +26,7 @@ from asyncloop.batch import Cursor
 from asyncloop.errors import StalledError
 from asyncloop.stream.operators import Elements, Node, calling
 from asyncloop.stream.order import Pass
-from asyncloop.threads import LoopHandle, LoopSleeper, OwnThread
+from asyncloop.threads import LoopHandle, LoopSleeper, OwnThread, stray_cancellation, was_cancelled
 
 __all__ = ["MapConcurrent"]
 
@@ -54,8 +54,11 @@ class MapConcurrent:
         window = _Window(self, at)
         assert at.tasks is not None, "a stream with workers is walked on the event loop"
         at.tasks.start_soon(window.feed, cursor)
-        while (slot := await window.next()) is not None:
-            yield slot.result, [slot.index + 1, slot.cursor]
+        try:
+            while (slot := await window.next()) is not None:
+                yield slot.result, [slot.index + 1, slot.cursor]
+        finally:
+            window.close()
 
 
 class _Slot:
@@ -82,6 +85,7 @@ class _Window:
         loop = LoopHandle()
         self._taker, self._feeder = LoopSleeper(loop), LoopSleeper(loop)
         self._fed_all = False
+        self._closed = False
         self._feed_error: BaseException | None = None
         self._is_async = inspect.iscoroutinefunction(stage.fn) or inspect.iscoroutinefunction(
             getattr(stage.fn, "__call__", None)  # noqa: B004
@@ -93,11 +97,13 @@ class _Window:
         try:
             async with aclosing(self._stage.upstream.elements(self._at, before)) as upstream:
                 async for value, position in upstream:
+                    if self._closed:
+                        break
                     slot = _Slot(n, value, position)
                     n += 1
                     self._slots.append(slot)
                     self._start(slot)
-                    while len(self._slots) >= self._stage.concurrency:
+                    while len(self._slots) >= self._stage.concurrency and not self._closed:
                         self._feeder.asleep = True
                         await self._feeder.sleep()
         except Exception as error:
@@ -105,6 +111,11 @@ class _Window:
         finally:
             self._fed_all = True
             self._taker.wake()
+
+    def close(self) -> None:
+        """Nobody takes results any more: the feeder ends."""
+        self._closed = True
+        self._feeder.wake()
 
     async def next(self) -> _Slot | None:
         """The oldest slot once it is done, None after the last. Raises what its call (or the feeder) raised."""
@@ -162,6 +173,10 @@ class _Window:
                     slot.error = None
                     break
                 slot.error = StalledError(f"{self._where(slot)} took longer than its deadline of {deadline:g} s")
+            except anyio.get_cancelled_exc_class() as error:
+                if await was_cancelled():
+                    raise
+                slot.error = stray_cancellation(error, self._where(slot))
             except Exception as error:
                 slot.error = error
             if attempt == self._stage.retries:
