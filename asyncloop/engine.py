@@ -711,7 +711,7 @@ def _left_to_hooks(bus: EventBus) -> frozenset[str] | None:
 def _alone(error: Exception) -> Exception:
     """A group of one says less than the one."""
     while isinstance(error, ExceptionGroup):
-        parts = cast("ExceptionGroup[Exception]", error).exceptions
+        parts: Sequence[Exception] = cast("ExceptionGroup[Exception]", error).exceptions
         if len(parts) > 1:
             break
         error = parts[0]
