@@ -121,6 +121,7 @@ class Checkpoints:
             self._write_new(target, step, model, hooks, engine)
             self._settle(name, list(claims))
         except OSError as error:
+            shutil.rmtree(self.directory / f".tmp-{name}", ignore_errors=True)  # give the space back
             if isinstance(error, StorageError):
                 raise
             raise storage_error("write the checkpoint", target, error, CheckpointError) from error
@@ -257,8 +258,12 @@ def refuse_nonfinite(step: int, model: Any) -> None:
 def write_atomically(path: Path, content: bytes) -> None:
     """Replace a small file so that readers see the old or the new content, also after a crash."""
     aside = path.with_name(f".tmp-{path.name}-{os.getpid()}-{threading.get_ident()}")
-    _write_synced(aside, content)
-    os.replace(aside, path)
+    try:
+        _write_synced(aside, content)
+        os.replace(aside, path)
+    except OSError:
+        aside.unlink(missing_ok=True)
+        raise
     _sync_directory(path.parent)
 
 

@@ -28,7 +28,7 @@ from asyncloop.bus import EventBus
 from asyncloop.checkpoint import Checkpoints
 from asyncloop.control import Claim, Control
 from asyncloop.epoch import EpochRecord
-from asyncloop.errors import ConfigError, DataError, UsageError
+from asyncloop.errors import AsyncloopError, ConfigError, DataError, UsageError
 from asyncloop.events import (
     AfterBatch,
     AfterEpoch,
@@ -711,7 +711,7 @@ def _left_to_hooks(bus: EventBus) -> frozenset[str] | None:
 def _alone(error: Exception) -> Exception:
     """A group of one says less than the one."""
     while isinstance(error, ExceptionGroup):
-        parts: Sequence[Exception] = cast("ExceptionGroup[Exception]", error).exceptions
+        parts = list(cast("ExceptionGroup[Exception]", error).exceptions)
         if len(parts) > 1:
             break
         error = parts[0]
@@ -722,6 +722,9 @@ def _joined(first: BaseException | None, second: BaseException) -> BaseException
     """The first error stays the error; the second is logged and noted on it, so neither hides the other."""
     if first is None or first is second:
         return second
-    logger.error("another error, after %s: %s", type(first).__name__, second, exc_info=second)
+    told_in_words = isinstance(second, AsyncloopError)
+    logger.error(
+        "another error, after %s: %s", type(first).__name__, second, exc_info=None if told_in_words else second
+    )
     first.add_note(f"after that, also {type(second).__name__}: {second}")
     return first

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from asyncloop.checkpoint import storage_error
 from asyncloop.events import (
     AfterEpoch,
     AfterEpochProfile,
@@ -100,5 +101,8 @@ class Recorder(Hook):
 
 
 def _append(path: Path, entry: Mapping[str, Any]) -> None:
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(jsonable(entry)) + "\n")
+    try:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(jsonable(entry)) + "\n")
+    except OSError as error:
+        raise storage_error("write", path, error) from error

@@ -107,7 +107,11 @@ class RunDir:
             times = changes.pop("times", {})
             self._record.update(changes)
             self._record["times"] |= times
-            write_atomically(self.path / "run.json", (json.dumps(jsonable(self._record), indent=1) + "\n").encode())
+            path = self.path / "run.json"
+            try:
+                write_atomically(path, (json.dumps(jsonable(self._record), indent=1) + "\n").encode())
+            except OSError as error:
+                raise storage_error("write", path, error) from error
 
     def remove(self) -> None:
         """Take back a directory whose run was cancelled or failed before it began; nothing of the user's was in it."""
@@ -126,7 +130,7 @@ class RunDir:
 
     def open_log(self) -> None:
         """Let log.txt follow this run's records (and only this run's, also with several runs in a process)."""
-        handler = logging.FileHandler(self.path / "log.txt", delay=True, encoding="utf-8")
+        handler = _LogFile(self.path / "log.txt", delay=True, encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
         handler.addFilter(lambda record: current_run.get() == self.id)
         logging.getLogger().addHandler(handler)
@@ -143,6 +147,14 @@ class RunDir:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+
+
+class _LogFile(logging.FileHandler):
+    """log.txt; a disk that refuses is told once in words, and the run goes on without it."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        logging.getLogger().removeHandler(self)
+        logger.warning("log.txt ends here: %s cannot be written: %s", self.baseFilename, sys.exc_info()[1])
 
 
 class _LogLevel:

@@ -128,10 +128,12 @@ class Run:
             raise
         finally:
             self.engine.bus.close()  # also where training never began: who follows the events must see their end
-            with anyio.CancelScope(shield=True):
-                await self._record_end()
-            self._ended.set()
-            current_run.reset(token)
+            try:
+                with anyio.CancelScope(shield=True):
+                    await self._record_end()
+            finally:
+                self._ended.set()
+                current_run.reset(token)
 
     def _state_of(self, result: Result) -> str:
         if result.reason in _SIGNALS:
@@ -151,7 +153,10 @@ class Run:
                 times={"ended": now()},
             )
         except StorageError as error:
-            self._error = self._error or error
+            if self._error is None:
+                self._error = error
+            else:
+                self._error.add_note(f"after that, also: {error}")
 
     async def _record(self, **changes: Any) -> None:
         rundir = self._rundir

@@ -387,3 +387,33 @@ async def test_hooks_get_dataset_and_output_dir_if_they_name_them(
 
     assert asking_parts.seen == [("Data", "tiny-", 2)]
     assert hook.every == "2 steps"
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("after", [4, 6, 8, 10, 12, 15, 20])
+async def test_a_disk_that_fills_up_at_any_write_ends_the_run_in_words(
+    project: Path, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    import errno
+
+    from asyncloop import checkpoint
+
+    write, n = checkpoint._write_synced, 0  # pyright: ignore[reportPrivateUsage]
+
+    def fill_up(path: Path, content: bytes) -> None:
+        nonlocal n
+        n += 1
+        if n > after:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(path, content)
+
+    monkeypatch.setattr(checkpoint, "_write_synced", fill_up)
+    change = {"engine.epochs": 6, "hooks": [{"class": "SaveLatest"}]}
+    with anyio.fail_after(20), pytest.raises(asyncloop.StorageError, match="No space left on device; free some space"):
+        async with asyncloop.open_run(project / "cfg.toml", set=change) as live:
+            await live
+    monkeypatch.undo()
+    for run in (project / "runs").glob("*"):
+        assert not list(run.rglob(".tmp-*"))
+        if Checkpoints(run / "checkpoints").names():
+            Checkpoints(run / "checkpoints").read(Checkpoints(run / "checkpoints").names()[-1])
