@@ -291,14 +291,8 @@ class Subscription:
                 most -= 1
                 self._handling = event
                 await handler(event)
-        except StopTraining as stop:
-            self._stop(stop.reason)
-        except anyio.get_cancelled_exc_class() as error:
-            if await was_cancelled():
-                raise
-            self.failed(stray_cancellation(error, f"hook {self.name}"), self._handling)
-        except (Exception, SystemExit) as error:
-            self.failed(error, self._handling)
+        except BaseException as error:
+            await self._caught(error, self._handling)
         self._handling = None
 
     async def _one_of_many(self, event: AfterBatch) -> None:
@@ -308,14 +302,8 @@ class Subscription:
             assert self._after_batch is not None
             with scope:
                 await self._after_batch(event)
-        except StopTraining as stop:
-            self._stop(stop.reason)
-        except anyio.get_cancelled_exc_class() as error:
-            if await was_cancelled():
-                raise
-            self.failed(stray_cancellation(error, f"hook {self.name}"), event)
-        except (Exception, SystemExit) as error:
-            self.failed(error, event)
+        except BaseException as error:
+            await self._caught(error, event)
         finally:
             if scope.cancelled_caught:
                 self.failed(self._stall(), event)
@@ -341,14 +329,8 @@ class Subscription:
                 await handler(argument)
             else:
                 await self._in_thread(handler, argument)
-        except StopTraining as stop:
-            self._stop(stop.reason)
-        except anyio.get_cancelled_exc_class() as error:
-            if await was_cancelled():
-                raise
-            self.failed(stray_cancellation(error, f"hook {self.name}"), self._handling)
-        except (Exception, SystemExit) as error:
-            self.failed(error, self._handling)
+        except BaseException as error:
+            await self._caught(error, self._handling)
         self._handling = None
 
     async def call(self, method: Callable[..., Any], event: Event) -> None:
@@ -364,14 +346,8 @@ class Subscription:
                     await method(event)
                 else:
                     await self._in_thread(method, event)
-        except StopTraining as stop:
-            self._stop(stop.reason)
-        except anyio.get_cancelled_exc_class() as error:
-            if await was_cancelled():
-                raise
-            self.failed(stray_cancellation(error, f"hook {self.name}"), event)
-        except (Exception, SystemExit) as error:
-            self.failed(error, event)
+        except BaseException as error:
+            await self._caught(error, event)
         finally:
             metric_sink.reset(token)
             self._calling = None
@@ -392,6 +368,19 @@ class Subscription:
         return StalledError(f"hook {self.name} took longer than its deadline of {self.deadline:g} s")
 
     # --- trouble ------------------------------------------------------------------------------------------------
+
+    async def _caught(self, error: BaseException, event: Event | None) -> None:
+        """What a handler raised: a stop, a failure, or a cancellation that is passed on if it was meant for us."""
+        if isinstance(error, StopTraining):
+            self._stop(error.reason)
+        elif isinstance(error, anyio.get_cancelled_exc_class()):
+            if await was_cancelled():
+                raise error
+            self.failed(stray_cancellation(error, f"hook {self.name}"), event)
+        elif isinstance(error, Exception | SystemExit):
+            self.failed(error, event)
+        else:
+            raise error
 
     def failed(self, error: BaseException, event: Event | None) -> None:
         """Apply the hook's policy to what it raised."""

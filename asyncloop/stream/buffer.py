@@ -104,15 +104,7 @@ class StreamBuffer(Generic[T]):
         if not isinstance(self._producer, LoopSleeper):
             self._producer = LoopSleeper(self._loop)
         self._plan_refill()
-        while True:
-            self._producer.asleep = True
-            if self._abandoned:
-                raise Interrupted
-            if self.has_room():
-                self._producer.asleep = False
-                break
-            self._rouse_taker()
-            self._producer_waits += 1
+        while not self._may_make():
             await self._producer.sleep()
         self._refill_began = time.perf_counter()
 
@@ -121,17 +113,21 @@ class StreamBuffer(Generic[T]):
         if not isinstance(self._producer, ThreadSleeper):
             self._producer = ThreadSleeper()
         self._plan_refill()
-        while True:
-            self._producer.asleep = True
-            if self._abandoned:
-                raise Interrupted
-            if self.has_room():
-                self._producer.asleep = False
-                break
-            self._rouse_taker()
-            self._producer_waits += 1
+        while not self._may_make():
             self._producer.sleep()
         self._refill_began = time.perf_counter()
+
+    def _may_make(self) -> bool:
+        """The producer's last look with its flag up: whether there is room, or it should sleep now."""
+        self._producer.asleep = True
+        if self._abandoned:
+            raise Interrupted
+        if self.has_room():
+            self._producer.asleep = False
+            return True
+        self._rouse_taker()
+        self._producer_waits += 1
+        return False
 
     def put(self, item: T) -> None:
         """Hand over one item; never waits (there must be room). On the loop or in the producer's thread."""

@@ -24,6 +24,7 @@ __all__ = [
     "Elements",
     "MapInline",
     "Node",
+    "Over",
     "RangeSource",
     "Repeated",
     "Shuffled",
@@ -76,11 +77,10 @@ class RangeSource:
 
 
 @dataclass(frozen=True, slots=True)
-class MapInline:
-    """`fn` of each element, called right where the stream is walked. Cursor: [elements given, cursor before]."""
+class Over:
+    """What every node on top of another shares: it needs what that one needs."""
 
     upstream: Node
-    fn: Callable[..., Any]
 
     @property
     def needs_loop(self) -> bool:
@@ -89,6 +89,13 @@ class MapInline:
     @property
     def opaque(self) -> bool:
         return self.upstream.opaque
+
+
+@dataclass(frozen=True, slots=True)
+class MapInline(Over):
+    """`fn` of each element, called right where the stream is walked. Cursor: [elements given, cursor before]."""
+
+    fn: Callable[..., Any]
 
     async def elements(self, at: Pass, cursor: Cursor) -> Elements:
         n, before = cast("list[Any]", cursor or [0, None])
@@ -116,21 +123,12 @@ def names_parameter(fn: Callable[..., Any], name: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Batched:
+class Batched(Over):
     """`n` elements collated into one. Cursor: the one before, after the last element of the batch."""
 
-    upstream: Node
     n: int
     drop_last: bool
     collate: Callable[[list[Any]], Any] | None
-
-    @property
-    def needs_loop(self) -> bool:
-        return self.upstream.needs_loop
-
-    @property
-    def opaque(self) -> bool:
-        return self.upstream.opaque
 
     async def elements(self, at: Pass, cursor: Cursor) -> Elements:
         if isinstance(self.upstream, RangeSource) and self.collate is None:
@@ -157,20 +155,11 @@ class Batched:
 
 
 @dataclass(frozen=True, slots=True)
-class Shuffled:
+class Shuffled(Over):
     """A keyed permutation inside consecutive blocks. Cursor: [block, cursor before the block, given of the block]."""
 
-    upstream: Node
     block: int
     seed: int | None
-
-    @property
-    def needs_loop(self) -> bool:
-        return self.upstream.needs_loop
-
-    @property
-    def opaque(self) -> bool:
-        return self.upstream.opaque
 
     async def elements(self, at: Pass, cursor: Cursor) -> Elements:
         number, before, given = cast("list[Any]", cursor or [0, None, 0])
@@ -197,19 +186,10 @@ class Shuffled:
 
 
 @dataclass(frozen=True, slots=True)
-class Taken:
+class Taken(Over):
     """The first `n` elements. Cursor: [elements given, cursor before]."""
 
-    upstream: Node
     n: int
-
-    @property
-    def needs_loop(self) -> bool:
-        return self.upstream.needs_loop
-
-    @property
-    def opaque(self) -> bool:
-        return self.upstream.opaque
 
     async def elements(self, at: Pass, cursor: Cursor) -> Elements:
         given, before = cast("list[Any]", cursor or [0, None])
@@ -224,19 +204,10 @@ class Taken:
 
 
 @dataclass(frozen=True, slots=True)
-class Repeated:
+class Repeated(Over):
     """`n` rounds of the same stream, each shuffled anew. Cursor: [round, cursor inside it]."""
 
-    upstream: Node
     n: int
-
-    @property
-    def needs_loop(self) -> bool:
-        return self.upstream.needs_loop
-
-    @property
-    def opaque(self) -> bool:
-        return self.upstream.opaque
 
     async def elements(self, at: Pass, cursor: Cursor) -> Elements:
         first, before = cast("list[Any]", cursor or [0, None])

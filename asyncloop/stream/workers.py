@@ -24,7 +24,7 @@ import anyio
 
 from asyncloop.batch import Cursor
 from asyncloop.errors import StalledError
-from asyncloop.stream.operators import Elements, Node, calling
+from asyncloop.stream.operators import Elements, Over, calling
 from asyncloop.stream.order import Pass
 from asyncloop.threads import LoopHandle, LoopSleeper, OwnThread, stray_cancellation, was_cancelled
 
@@ -32,23 +32,21 @@ __all__ = ["MapConcurrent"]
 
 
 @dataclass(frozen=True, slots=True)
-class MapConcurrent:
+class MapConcurrent(Over):
     """`fn` of each element, `concurrency` at a time, results in order. Cursor: [elements given, cursor before].
 
     An async `fn` runs in tasks on the event loop, a plain one in threads. `deadline` seconds for one call;
     a call that raises is tried `retries` times more.
     """
 
-    upstream: Node
     fn: Callable[..., Any]
     concurrency: int
     deadline: float | None
     retries: int
-    needs_loop = True
 
     @property
-    def opaque(self) -> bool:
-        return self.upstream.opaque
+    def needs_loop(self) -> bool:
+        return True
 
     async def elements(self, at: Pass, cursor: Cursor) -> Elements:
         window = _Window(self, at)

@@ -1,0 +1,57 @@
+"""What the README shows works as it stands there."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import anyio
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(kind: str) -> list[str]:
+    return re.findall(rf"```{kind}\n(.*?)```", README, re.DOTALL)
+
+
+@pytest.fixture
+def moons(tmp_path: Path) -> Path:
+    """The README's own project: its dataset and its config."""
+    (tmp_path / "mine.py").write_text(next(block for block in blocks("python") if block.startswith("# mine.py")))
+    (tmp_path / "cfg.toml").write_text(blocks("toml")[0])
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "command", [line for line in "".join(blocks("sh")).splitlines() if line.startswith("asyncloop ")]
+)
+def test_the_commands_run(moons: Path, command: str) -> None:
+    words = command.partition("#")[0].split()
+    done = subprocess.run([sys.executable, "-m", *words], cwd=moons, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_embedding_stops_the_run_when_it_is_good_enough(moons: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(moons)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    code = next(block for block in blocks("python") if "open_run" in block)
+    names: dict[str, object] = {}
+    exec(code, names)
+    anyio.run(names["train_and_watch"])
+    assert list((moons / "runs").glob("*/checkpoints/latest"))
+
+
+def test_the_rooms_of_the_architecture_are_the_packages_own() -> None:
+    table = README.partition("## Architecture")[2].partition("Four rules")[0]
+    named = set(re.findall(r"`(\w+)/?`", table)) - {"n"}
+    package = ROOT / "asyncloop"
+    there = {
+        path.name.removesuffix(".py")
+        for path in package.iterdir()
+        if not path.name.startswith("_") and path.name != "py.typed"
+    }
+    assert named == there
