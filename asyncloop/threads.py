@@ -1,6 +1,6 @@
 """Crossing between the event loop and threads: a handle on the loop, two ways to sleep, and a thread somebody owns.
 
-The rule of the house: a hand-over costs well under a microsecond, a wake-up about fifty, so each side is woken only
+The rule of the house: a wake-up costs some fifty times what a hand-over costs, so each side is woken only
 when it sleeps. A sleeper raises its flag, takes a last look, and only then sleeps; so no wake-up is ever lost, and
 a spare one only makes it look again.
 """
