@@ -50,7 +50,7 @@ def test_embedding_pauses_resumes_stops_and_shows_the_ticks(tmp_path: Path) -> N
     assert "eight epochs are enough" in done.stdout
     late = re.search(r"(\d+) ticks, late by ([\d.]+) ms in the median", lines[-1])
     assert late
-    assert int(late[1]) > 50
+    assert int(late[1]) > 30
 
 
 def test_batches_come_over_http_and_overlap(tmp_path: Path) -> None:

