@@ -145,7 +145,7 @@ class Control:
 
     def attach(self, live: Mapping[str, type], wake: Callable[[], None]) -> None:
         """The engine that listens: `wake` is called from any thread after every wish."""
-        self._live = dict(live) or self._live
+        self._live = dict(live)
         self._wake = wake
         self._over = False
 

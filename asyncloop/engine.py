@@ -15,7 +15,6 @@ import uuid
 from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, cast
@@ -145,13 +144,10 @@ class Engine:
         self._entered: Any = None
         self._busy = False
         self._failure: BaseException | None = None
-        self._reason: str | None = None
         self._epoch: EpochRecord | None = None
         self._last_delivered = -1
         self._evaluated_s, self._evaluated_step = 0.0, -1
         self._ended_by: str | None = None
-        self._next_stream: dict[tuple[str, bool], tuple[str, bool]] = {}
-        self._evaluating_inside = False
         self._wished: dict[str, None] = {}
         """Evaluations that were due where the epoch turned out to be over."""
         if self.output_dir is None:
@@ -174,10 +170,9 @@ class Engine:
     async def evaluate(self, *streams: str) -> Result:
         """One pass of each stream without training. No cursor of a training stream moves."""
         names = list(streams or self.extra_streams)
-        self._check_streams(names)
-        self._plan([(name, False) for name in names])
+        check_streams(self.dataset, names)
         async with self._running():
-            await self._evaluation_epoch(names, {})
+            await self._evaluation_epoch(names, {}, [(name, False) for name in names])
         return self._result()
 
     async def epoch(self, train: Iterable[Source] = (), evaluate: Iterable[Source] = ()) -> EpochData:
@@ -190,9 +185,8 @@ class Engine:
         train_names = [name for name, (_, is_train) in sources.items() if is_train]
         evaluate_names = [name for name, (_, is_train) in sources.items() if not is_train]
         given = {name: source for name, (source, _) in sources.items() if not isinstance(source, str)}
-        self._check_streams([name for name in sources if name not in given])
+        check_streams(self.dataset, [name for name in sources if name not in given])
         data: EpochData = {}
-        self._plan([])
         async with self._running(announce=False):
             if train_names:
                 self.progress.epoch = self.progress.epochs_done + 1
@@ -211,11 +205,13 @@ class Engine:
         names = [*([self.train_stream] if bounded else []), *self.extra_streams]
         if names:
             trains_next = [] if self.progress.finished else [(self.train_stream, True)]
-            self._plan([*((name, False) for name in names), *trains_next])
-            await self._evaluation_epoch(names, {self.train_stream: self.epoch_size})
+            plan = [*((name, False) for name in names), *trains_next]
+            await self._evaluation_epoch(names, {self.train_stream: self.epoch_size}, plan)
 
-    async def _evaluation_epoch(self, names: list[str], limits: Mapping[str, int | None]) -> None:
-        epoch = await self._begin_epoch(names)
+    async def _evaluation_epoch(
+        self, names: list[str], limits: Mapping[str, int | None], plan: Sequence[tuple[str, bool]]
+    ) -> None:
+        epoch = await self._begin_epoch(names, plan)
         await self._evaluate_streams(names, epoch, {}, limits)
         await self._end_epoch(epoch, trained=False)
 
@@ -223,20 +219,20 @@ class Engine:
         self.progress.epoch = self.progress.epochs_done + 1
         train = (self.train_stream, True)
         if self.epoch_size is not None:  # the source may end inside the epoch; its next pass then goes on
-            self._next_stream = {train: train}
+            plan = [train, train]
         else:
             maybe_last = self._is_last_epoch or self.progress.steps is not None
-            self._plan([train, *((name, False) for name in self.extra_streams), *([] if maybe_last else [train])])
-        epoch = await self._begin_epoch([self.train_stream, *self.extra_streams])
+            plan = [train, *((name, False) for name in self.extra_streams), *([] if maybe_last else [train])]
+        epoch = await self._begin_epoch([self.train_stream, *self.extra_streams], plan)
         await self._train_on(self.train_stream, None, epoch, self.epoch_size)
         names = dict.fromkeys([*self.extra_streams, *self._evaluations_due()])
         if names:
-            self._check_streams(list(names))
+            check_streams(self.dataset, list(names))
             await self._evaluate_streams(list(names), epoch, {})
         await self._end_epoch(epoch, trained=True)
 
-    async def _begin_epoch(self, names: list[str]) -> EpochRecord:
-        epoch = self._epoch = EpochRecord(names)
+    async def _begin_epoch(self, names: list[str], plan: Sequence[tuple[str, bool]] = ()) -> EpochRecord:
+        epoch = self._epoch = EpochRecord(names, plan)
         self._check_stop()
         await self.bus.barrier(self._event(BeforeEpoch, names))
         self._check_stop()
@@ -386,12 +382,8 @@ class Engine:
                 return "stream over"
             self._check_stop()
         if asked:
-            self._check_streams(asked)
-            self._evaluating_inside = True
-            try:
-                await self._evaluate_streams(asked, EpochRecord(asked), {})
-            finally:
-                self._evaluating_inside = False
+            check_streams(self.dataset, asked)
+            await self._evaluate_streams(asked, EpochRecord(asked), {})
             self._check_stop()
         await self._take_up_wishes()
         return "go on"
@@ -555,8 +547,8 @@ class Engine:
             await self.bus.announce(self._event(OnException, failure))
         if announce:
             seen = self._failure
-            self._reason = self._why(failure if failed else None)
-            await self.bus.barrier(self._event(AfterTraining, not failed, self._reason), only_set_up=True)
+            reason = f"{type(failure).__name__}: {failure}" if failed else self._why(self.control.stop_reason)
+            await self.bus.barrier(self._event(AfterTraining, not failed, reason), only_set_up=True)
             if self._failure is not seen and self._failure is not None and failure is not self._failure:
                 failure = _joined(failure, self._failure)
         return failure
@@ -595,14 +587,11 @@ class Engine:
         progress = self.progress
         return progress.steps_left == 0 or (progress.epochs is not None and progress.epoch >= progress.epochs)
 
-    def _plan(self, streams: Sequence[tuple[str, bool]]) -> None:
-        """Which stream comes after which, so that the next one's producers can fill while this one ends."""
-        self._next_stream = dict(pairwise(streams))
-
     def _follows(self, name: str, train: bool) -> tuple[str, bool] | None:
-        if self.control.stop_reason is not None or self._evaluating_inside:
+        """Which stream comes after this one, so that its producers can fill while this one ends."""
+        if self.control.stop_reason is not None or self._epoch is None:
             return None
-        return self._next_stream.get((name, train))
+        return self._epoch.next_stream.get((name, train))
 
     def _stretch(self, stream: OpenStream, epoch: EpochRecord) -> Stretch:
         at = stream.position
@@ -678,23 +667,17 @@ class Engine:
 
     def check_streams(self) -> None:
         """ConfigError for each stream that the engine will want and the dataset lacks."""
-        self._check_streams([self.train_stream, *self.extra_streams])
+        check_streams(self.dataset, [self.train_stream, *self.extra_streams])
 
-    def _check_streams(self, names: list[str]) -> None:
-        check_streams(self.dataset, names)
-
-    def _why(self, failure: BaseException | None) -> str:
-        if failure is not None:
-            return f"{type(failure).__name__}: {failure}"
-        return self.control.stop_reason or self.progress.why_finished or "done"
+    def _why(self, stop: str | None) -> str:
+        return stop or self.progress.why_finished or "done"
 
     def _result(self) -> Result:
         """How the call ended. Inside `async with engine` a stop stays until the context's end, and every call sees it."""
         stop = self.control.stop_reason if self._session is not None else self._ended_by
         progress = self.progress
-        reason = stop or progress.why_finished or "done"
         metrics = {name: dict(values) for name, values in self.metrics.items()}
-        return Result(reason, progress.epochs_done, progress.step, metrics, self.output_dir, stop is not None)
+        return Result(self._why(stop), progress.epochs_done, progress.step, metrics, self.output_dir, stop is not None)
 
 
 def _left_to_hooks(bus: EventBus) -> frozenset[str] | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 from asyncloop.events import EpochData
@@ -18,8 +19,10 @@ __all__ = ["EpochRecord"]
 class EpochRecord:
     """Owned by the engine coroutine; only `log` may be called from a hook's thread."""
 
-    def __init__(self, names: list[str]) -> None:
+    def __init__(self, names: list[str], plan: Sequence[tuple[str, bool]] = ()) -> None:
         self.names = names
+        self.next_stream = dict(pairwise(plan))
+        """(stream, train) → what is planned after it, the next epoch's first stream included."""
         self.data: EpochData = {}
         self._timings: dict[str, Timings] = {}
         self._logged: dict[str, WeightedMeans] = {}

@@ -168,7 +168,7 @@ class ModelThread:
         feed.before_sleep(bus.wake)
         clock, next_item, sums, weights = time.perf_counter, feed.next, means.sums, means.weights
         wanted, before_batch, timed_hooks = bus.wants_batches, bus.wants_before_batch, bus.timed if train else []
-        until_s, until_step = stretch.until_s, stretch.until_step if train else None
+        batches, until_s, until_step = stretch.batches, stretch.until_s, stretch.until_step if train else None
         watched = _losses(rules) if train else None
         sources: Any = None
         read: list[float] = []
@@ -252,7 +252,7 @@ class ModelThread:
                         return "time"
                 if len(ran) >= _TIMINGS:
                     _fold(stretch, read, ran)
-                if stretch.is_full:
+                if batches is not None and stretch.n_accepted >= batches:
                     return "batches"
                 if step == until_step:
                     return "step"

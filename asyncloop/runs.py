@@ -45,7 +45,8 @@ class Run:
         self._rundir = rundir
         self._state = "starting"
         self._result: Result | None = None
-        self._error: BaseException | None = None
+        self.error: BaseException | None = None
+        """What made it fail; `await run` raises it."""
         self._ended = anyio.Event()
         self.asked = False
         """Whether somebody has taken the outcome; a failure that nobody asked for is raised at the context's end."""
@@ -99,8 +100,8 @@ class Run:
     async def _outcome(self) -> Result:
         await self._ended.wait()
         self.asked = True
-        if self._error is not None:
-            raise self._error
+        if self.error is not None:
+            raise self.error
         assert self._result is not None
         return self._result
 
@@ -117,7 +118,7 @@ class Run:
             self._result = await self.engine.train()
             self._state = self._state_of(self._result)
         except Exception as error:
-            self._error = error
+            self.error = error
             self._state = "failed"
             logger.error("the run failed: %s: %s", type(error).__name__, error)
         except BaseException:
@@ -141,22 +142,22 @@ class Run:
         return "stopped" if result.stopped else "completed"
 
     async def _record_end(self) -> None:
-        reason = self._result.reason if self._result else f"{type(self._error).__name__}: {self._error}"
+        reason = self._result.reason if self._result else f"{type(self.error).__name__}: {self.error}"
         try:
             await self._record(
                 state=self._state,
                 reason=reason,
-                exit_code=exit_code_of(self._result, self._error),
+                exit_code=exit_code_of(self._result, self.error),
                 epochs=self.progress.epochs_done,
                 steps=self.progress.step,
                 metrics=self.engine.metrics,
                 times={"ended": now()},
             )
         except StorageError as error:
-            if self._error is None:
-                self._error = error
+            if self.error is None:
+                self.error = error
             else:
-                self._error.add_note(f"after that, also: {error}")
+                self.error.add_note(f"after that, also: {error}")
 
     async def _record(self, **changes: Any) -> None:
         rundir = self._rundir
@@ -217,11 +218,11 @@ async def open_run(
         except BaseException as error:
             body_error.append(error)
     if body_error:
-        if live._error is not None and live._error is not body_error[0]:  # pyright: ignore[reportPrivateUsage]
-            body_error[0].add_note(f"the run failed too: {type(live._error).__name__}: {live._error}")  # pyright: ignore[reportPrivateUsage]
+        if live.error is not None and live.error is not body_error[0]:
+            body_error[0].add_note(f"the run failed too: {type(live.error).__name__}: {live.error}")
         raise body_error[0]
-    if live._error is not None and not live.asked:  # pyright: ignore[reportPrivateUsage]
-        raise live._error  # pyright: ignore[reportPrivateUsage]
+    if live.error is not None and not live.asked:
+        raise live.error
 
 
 @asynccontextmanager

@@ -53,8 +53,8 @@ class OpenStream:
     """Whether the dataset has it, so that its position is kept; a source given for one call has none."""
 
 
-class _WarmUp:
-    """A stream being opened ahead of time."""
+class _Opening:
+    """A stream being opened, ahead of time or because it is wanted now."""
 
     def __init__(self) -> None:
         self.ready = anyio.Event()
@@ -94,8 +94,8 @@ class Session:
         self._stretch: Stretch | None = None
         self._stack = AsyncExitStack()
         self._open: dict[str, OpenStream] = {}
-        self._warm: dict[tuple[str, bool], _WarmUp] = {}
-        self._awaited: _WarmUp | None = None
+        self._warm: dict[tuple[str, bool], _Opening] = {}
+        self._awaited: _Opening | None = None
         self._feeds: dict[int, Feed] = {}
         self._costs: dict[str, float] = {}
         self._statistics: dict[str, BufferStatistics] = {}
@@ -107,7 +107,6 @@ class Session:
         self._watching: anyio.CancelScope | None = None
 
     async def __aenter__(self) -> Session:
-        self._stack = await AsyncExitStack().__aenter__()
         try:
             await self._enter()
         except BaseException:
@@ -140,7 +139,6 @@ class Session:
             await self._close_feeds()
             await self.written()
             self.bus.close()
-        self.control.attach({}, lambda: None)
         await self._stack.__aexit__(None, None, None)
 
     async def _watch(self) -> None:
@@ -194,13 +192,13 @@ class Session:
             self._open[name] = warm.stream
         return warm.stream
 
-    def _begin_opening(self, name: str, train: bool, source: object | None, position: Position | None) -> _WarmUp:
-        warm = _WarmUp()
+    def _begin_opening(self, name: str, train: bool, source: object | None, position: Position | None) -> _Opening:
+        warm = _Opening()
         self.tasks.start_soon(self._open_stream, warm, name, train, source, position)
         return warm
 
     async def _open_stream(
-        self, warm: _WarmUp, name: str, train: bool, source: object | None, position: Position | None
+        self, warm: _Opening, name: str, train: bool, source: object | None, position: Position | None
     ) -> None:
         if position is None and train and source is None:
             position = self._positions.get(name)
