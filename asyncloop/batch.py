@@ -37,21 +37,25 @@ def as_batch(value: object, stream: str, index: int) -> Batch:
 
 def n_examples_of(batch: Batch, stream: str, index: int) -> int:
     """The number of examples of a batch, 0 for an empty one; DataError if its sources disagree or have no length."""
+    n = -1
     try:
-        lengths = [*map(len, batch.values())]
+        for source in batch.values():
+            if len(source) != n:
+                if n >= 0:
+                    raise _unequal(batch, stream, index)
+                n = len(source)
     except TypeError:
         name, source = next((name, source) for name, source in batch.items() if not _has_length(source))
         raise DataError(
             f"stream {stream!r}, batch {index}: source {name!r} is {_describe(source)} and has no example axis; "
             "every source needs one entry an example (wrap a constant in an array, or keep it in the model)"
         ) from None
-    if not lengths:
-        return 0
-    n = lengths[0]
-    if lengths.count(n) != len(lengths):
-        found = ", ".join(f"{name} {length}" for name, length in zip(batch, lengths, strict=True))
-        raise DataError(f"stream {stream!r}, batch {index}: the sources have unequal numbers of examples: {found}")
-    return n
+    return max(n, 0)
+
+
+def _unequal(batch: Batch, stream: str, index: int) -> DataError:
+    found = ", ".join(f"{name} {len(source)}" for name, source in batch.items() if _has_length(source))
+    return DataError(f"stream {stream!r}, batch {index}: the sources have unequal numbers of examples: {found}")
 
 
 def _has_length(source: Any) -> bool:

@@ -20,7 +20,8 @@ from anyio.abc import TaskGroup
 
 from asyncloop.batch import Batch, Cursor, as_batch, n_examples_of
 from asyncloop.bus import EventBus, Subscription
-from asyncloop.bus.bus import OUTBOX, WAKE_AFTER_S, WAKE_EVERY
+from asyncloop.bus.bus import WAKE_AFTER_S
+from asyncloop.bus.finished import Finished, Passing, as_event
 from asyncloop.control import Control
 from asyncloop.errors import DataError, ModelError, NonFiniteError
 from asyncloop.events import AfterBatch, BeforeBatch, RunInfo
@@ -89,13 +90,12 @@ class Stretch:
 class ModelThread:
     """Owns the thread of a model: construction, `run`, `state_dict` and `load_state_dict` happen here only.
 
-    Use it as an async context manager on the event loop. `last` is the newest train step, kept until the next batch
-    starts, so that the last step of a run can still be asked for outputs.
+    Use it as an async context manager on the event loop.
     """
 
     def __init__(self) -> None:
         self._thread = OwnThread("asyncloop model")
-        self.last: AfterBatch | None = None
+        self._last: Finished | AfterBatch | None = None
         self._lazy: Mapping[str, Callable[[], Any]] = _NOTHING
         self._tasks: TaskGroup | None = None
         self._warned: set[str] = set()
@@ -111,7 +111,7 @@ class ModelThread:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        self.last, self._lazy = None, _NOTHING
+        self._last, self._lazy = None, _NOTHING
         await self._thread.aclose()
 
     async def call(self, fn: Callable[..., Any], *args: Any) -> Any:
@@ -150,11 +150,20 @@ class ModelThread:
 
         return await self._thread.call(look, on_cancel=feed.interrupt)
 
+    @property
+    def last(self) -> AfterBatch | None:
+        """The newest train step, kept until the next batch starts, so that it can still be asked for outputs."""
+        last = self._last
+        if isinstance(last, tuple):
+            last = self._last = as_event(last)
+        return last
+
     async def last_with(self, names: Sequence[str]) -> AfterBatch | None:
         """The newest train step with these outputs evaluated as well."""
-        if self.last is not None and any(name in self._lazy for name in names):
-            self.last.asked = {**(self.last.asked or {}), **await self.call(self._evaluate, names)}
-        return self.last
+        last = self.last
+        if last is not None and any(name in self._lazy for name in names):
+            last.asked = {**(last.asked or {}), **await self.call(self._evaluate, names)}
+        return last
 
     # --- on the thread ------------------------------------------------------------------------------------------
 
@@ -163,17 +172,20 @@ class ModelThread:
         (dicts, floats) are handled here in the open, anything rarer in a method: a call costs as much as the check.
         """
         feed, means, stream, train = stretch.feed, stretch.means, stretch.stream, stretch.train
-        info, control, epoch = stretch.run, stretch.control, stretch.epoch
+        control = stretch.control
+        passing = Passing(stretch.run, control, stretch.epoch, stream, train)
         run = self._run_on_loop(model.run) if inspect.iscoroutinefunction(model.run) else model.run
-        feed.before_sleep(bus.wake)
+        feed.before_sleep(bus.wake_soon)
         clock, next_item, sums, weights = time.perf_counter, feed.next, means.sums, means.weights
         wanted, before_batch, timed_hooks = bus.wants_batches, bus.wants_before_batch, bus.timed if train else []
         batches, until_s, until_step = stretch.batches, stretch.until_s, stretch.until_step if train else None
         watched = _losses(rules) if train else None
         sources: Any = None
+        known: set[str] = set()  # scalar outputs that are no source's name and have a sum
         read: list[float] = []
         ran: list[float] = []
         n_examples, step = 0, stretch.step
+        post, unasked = bus.post, 1
         woken_s = previous_s = ended_s = clock()
         _start_clocks(timed_hooks, ended_s)
         metric_sink.set(lambda name, value: means.add(name, _host_scalar(value), n_examples))
@@ -193,10 +205,11 @@ class ModelThread:
                 began_s = clock()
                 index = stretch.index
                 stretch.index = index + 1
-                batch: Batch = as_batch(given, stream, index)
+                batch: Batch = given if given.__class__ is dict else as_batch(given, stream, index)
                 if batch.keys() != sources:
                     self._check_sources(batch, rules, stream, index)
                     sources = frozenset(batch)
+                    known.clear()
                 n_examples = n_examples_of(batch, stream, index)
                 if not n_examples or (rules.batch_size is not None and n_examples != rules.batch_size):
                     self._skip(stretch, rules, n_examples, index)
@@ -204,7 +217,7 @@ class ModelThread:
                     continue
                 feeds, asked_before = batch, None
                 if train:
-                    self.last, self._lazy = None, _NOTHING
+                    self._last, self._lazy = None, _NOTHING
                 if before_batch:
                     feeds, asked_before = self._before_batch(bus, stretch, batch, index)
                 try:
@@ -216,15 +229,21 @@ class ModelThread:
                     raise
                 ended_s = clock()
                 lazy = None
-                if not isinstance(outputs, dict) or not outputs.keys().isdisjoint(batch):
-                    _check_outputs(outputs, batch, stream, index)
+                if outputs.__class__ is not dict:
+                    _check_outputs(outputs, stream, index)
                 for name, value in outputs.items():
-                    if type(value) is float and name in sums:
+                    if type(value) is float and name in known:
                         sums[name] += value * n_examples
                         weights[name] += n_examples
+                        finite = not value - value  # NaN for what is not finite: a quarter of a call's cost
                     else:
+                        if name in batch:
+                            raise _named_like_source(name, stream, index)
                         lazy = _take_output(name, value, means, n_examples, lazy)
-                    if watched is not None and watched[name] and not _is_finite(value):
+                        if name in sums:
+                            known.add(name)
+                        finite = watched is None or not watched[name] or _is_finite(value)
+                    if not finite and watched is not None and watched[name]:
                         _nonfinite(rules.on_nonfinite, name, value, step + 1, stream, index)
                 if train:
                     step += 1
@@ -235,20 +254,20 @@ class ModelThread:
                 ran.append(ended_s - began_s)
                 previous_s = ended_s
                 if wanted:
-                    event = AfterBatch(info, control, epoch, step, stream, train, index, batch, outputs, n_examples)
-                    if timed_hooks:
-                        event.timed = _timed_due(timed_hooks, ended_s)
-                    if lazy is not None:
-                        self._resolve(event, lazy, asked_before, bus)
+                    finished: Finished | AfterBatch = (passing, step, index, batch, outputs, n_examples)
+                    if timed_hooks or lazy is not None:
+                        finished = as_event(finished)
+                        finished.timed = _timed_due(timed_hooks, ended_s)
+                        if lazy is not None:
+                            self._resolve(finished, lazy, asked_before, bus)
                     if train:
-                        self.last = event
-                    n_waiting = bus.post(event)
-                    if n_waiting >= WAKE_EVERY or ended_s - woken_s > WAKE_AFTER_S:
-                        bus.wake()
-                        woken_s = ended_s
-                        if n_waiting >= OUTBOX:
-                            bus.wait_room()
-                    if event.timed and any(own.lockstep for own in timed_hooks if own in event.timed):
+                        self._last = finished
+                    post(finished)
+                    unasked -= 1
+                    if not unasked or ended_s - woken_s > WAKE_AFTER_S:
+                        unasked = bus.handed_over(batch, outputs)
+                        woken_s = previous_s = clock()
+                    if timed_hooks and _is_lockstep_due(timed_hooks, finished):
                         return "time"
                 if len(ran) >= _TIMINGS:
                     _fold(stretch, read, ran)
@@ -350,18 +369,18 @@ class ModelThread:
         return _evaluated(self._lazy, names)
 
 
-def _check_outputs(outputs: Any, batch: Batch, stream: str, index: int) -> None:
+def _check_outputs(outputs: Any, stream: str, index: int) -> None:
     if not isinstance(outputs, Mapping):
         raise ModelError(
             f"model.run must return a mapping of output names to values, not {type(outputs).__name__!r} "
             f"(stream {stream!r}, batch {index})"
         )
-    for name in cast("Mapping[str, Any]", outputs):
-        if name in batch:
-            raise ModelError(
-                f"the model's output {name!r} is named like a source of stream {stream!r} (batch {index}); "
-                "rename one of the two"
-            )
+
+
+def _named_like_source(name: str, stream: str, index: int) -> ModelError:
+    return ModelError(
+        f"the model's output {name!r} is named like a source of stream {stream!r} (batch {index}); rename one of the two"
+    )
 
 
 def _take_output(
@@ -481,6 +500,10 @@ def _timed_due(hooks: Sequence[Subscription], now_s: float) -> frozenset[object]
         assert own.cadence is not None
         own.next_due_s = now_s + own.cadence.interval
     return frozenset(due) if due else _NOBODY
+
+
+def _is_lockstep_due(hooks: Sequence[Subscription], finished: Finished | AfterBatch) -> bool:
+    return isinstance(finished, AfterBatch) and any(own.lockstep for own in hooks if own in finished.timed)
 
 
 def _by_policy(policy: Policy, what: str, error: type[Exception]) -> None:

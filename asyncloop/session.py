@@ -226,9 +226,6 @@ class Session:
 
     async def end_pass(self, stream: OpenStream) -> None:
         """The stream is over: its feed is closed, and the next training pass starts from the beginning."""
-        cost_s = stream.feed.cost_s
-        if cost_s is not None:
-            self._costs[stream.name] = cost_s
         statistics = stream.feed.statistics()
         if statistics is not None:
             self._statistics[stream.name] = statistics
@@ -273,6 +270,9 @@ class Session:
         finally:
             self._running = self._stretch = None
             stream.position = Position(stream.position.number, stretch.index, stretch.cursor)
+            cost_s = stream.feed.cost_s(stretch.read)
+            if cost_s is not None:
+                self._costs[stream.name] = cost_s
             if stream.train and stream.is_datasets:
                 self._positions[stream.name] = stream.position
 

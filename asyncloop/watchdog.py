@@ -8,6 +8,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -20,6 +21,7 @@ from asyncloop.stream import StreamBuffer
 __all__ = ["DEADLINES", "watch"]
 
 _GET = StreamBuffer[Any].get.__code__
+_STREAM = str(Path(_GET.co_filename).parent)
 
 logger = logging.getLogger("asyncloop")
 
@@ -52,9 +54,7 @@ async def watch(
             continue
         stack = _frames(sys._current_frames().get(thread_id or 0))  # pyright: ignore[reportPrivateUsage]
         waits = any(frame.f_code is _GET for frame in stack)
-        reads = waits or any(
-            frame.f_code.co_name == "next" and "asyncloop" in frame.f_code.co_filename for frame in stack
-        )
+        reads = waits or any(frame.f_code.co_filename.startswith(_STREAM) for frame in stack)
         deadline = deadlines.get("batch" if reads else "step")
         if told or deadline is None or now - since < deadline:
             continue

@@ -13,7 +13,7 @@ import copy
 import logging
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 from weakref import WeakSet
 
@@ -21,13 +21,14 @@ import anyio
 from anyio.abc import TaskGroup
 
 from asyncloop.bus.declared import Declared
+from asyncloop.bus.finished import Finished, as_event
 from asyncloop.bus.listener import Listener
-from asyncloop.bus.subscription import Marker, OnFailure, OnLog, OnStop, Subscription
-from asyncloop.bus.views import narrowed, with_added
+from asyncloop.bus.subscription import MAILBOX_BYTES, Marker, OnFailure, OnLog, OnStop, Subscription
+from asyncloop.bus.views import narrowed, nbytes_of, with_added
 from asyncloop.errors import ConfigError
 from asyncloop.events import AfterBatch, AfterEpoch, BeforeBatch, BeforeTraining, Event
 from asyncloop.stats import Timings
-from asyncloop.threads import LoopHandle, LoopSleeper, ThreadSleeper
+from asyncloop.threads import LoopHandle, LoopSleeper, Notice, ThreadSleeper
 
 __all__ = ["OUTBOX", "WAKE_AFTER_S", "WAKE_EVERY", "EventBus"]
 
@@ -42,7 +43,7 @@ _HISTORY = 4096
 class EventBus:
     """The hooks of an engine in config order, and everything that reaches them. Lives on the event loop.
 
-    Only `post`, `asks`, `timed` and `wait_room` are called from the model thread.
+    Only `post`, `handed_over`, `wake_soon`, `asks` and `timed` are called from the model thread.
     """
 
     def __init__(self, hooks: Iterable[Any] = ()) -> None:
@@ -50,7 +51,9 @@ class EventBus:
         self._subscriptions: list[Subscription] = []
         self._listeners: WeakSet[Listener] = WeakSet()  # a reader that was dropped must not keep its events
         self._history: deque[Event] = deque(maxlen=_HISTORY)
-        self._outbox: deque[Event | Marker] = deque()
+        self._outbox: deque[Event | Finished | Marker] = deque()
+        self.post: Callable[[Finished | AfterBatch], None] = self._outbox.append
+        """Hand over one batch from the model thread. Never waits; after as many as `handed_over` said, call it."""
         self._ended = False
         self._open: _Opened | None = None
         for hook in hooks:
@@ -181,28 +184,42 @@ class EventBus:
                 names.update(dict.fromkeys(own.variables))
         return list(names)
 
-    def post(self, event: AfterBatch) -> int:
-        """Hand over one batch from the model thread; returns how many wait. Never waits."""
-        self._outbox.append(event)
-        return len(self._outbox)
+    def handed_over(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> int:
+        """In the model thread, after posting a batch with these inputs and outputs: wake the pump, and sleep while the outbox is full.
+
+        Returns how many more may be posted before this is called again: as many as a handful and MAILBOX_BYTES hold.
+        """
+        opened = self._open
+        if opened is None:
+            return WAKE_EVERY
+        n_bytes = nbytes_of(inputs, outputs)
+        opened.most = most = min(OUTBOX, max(MAILBOX_BYTES // n_bytes, 2)) if n_bytes else OUTBOX
+        self.wake()
+        while len(self._outbox) >= most and not opened.closed and not opened.released:
+            opened.thread.asleep = True
+            self.wake()
+            if len(self._outbox) >= most and not opened.closed and not opened.released:
+                opened.thread.sleep(0.5)
+            opened.thread.asleep = False
+        return min(WAKE_EVERY, most // 2)
 
     def wake(self) -> None:
         """Wake the pump if it sleeps. Thread-safe."""
         opened = self._open
-        if opened is not None and opened.pump.asleep:
-            opened.pump.wake()
+        if opened is not None:
+            opened.hurry = True
+            if opened.pump.asleep:
+                opened.pump.wake()
 
-    def wait_room(self) -> None:
-        """In the model thread: sleep until the outbox has room again (some blocking hook is slower than the model)."""
+    def wake_soon(self) -> None:
+        """The model thread is about to sleep for want of a batch: what it has posted must not lie for long.
+
+        With quick steps that happens after every handful. So unless the last delivery is WAKE_AFTER_S ago, the pump
+        only notes it and waits out that time, lest every handful pays for waking all the hooks.
+        """
         opened = self._open
-        while opened is not None and not opened.closed and len(self._outbox) >= OUTBOX:
-            opened.thread.asleep = True
-            self.wake()
-            if len(self._outbox) >= OUTBOX and not opened.closed and not opened.released:
-                opened.thread.sleep(0.5)
-            if opened.released:
-                opened.thread.asleep = False
-                return
+        if opened is not None and self._outbox and opened.pump.asleep and not opened.patient:
+            opened.pump.wake()
 
     def release_thread(self, released: bool) -> None:
         """While released, the thread never waits for room: the run is being stopped or has failed."""
@@ -314,7 +331,7 @@ class EventBus:
     def publish_last(self, event: AfterBatch) -> None:
         """The run ends with this step: hooks for which it was not due by their cadence get it now."""
         for own in self._waiting_for_last(event):
-            self._deliver(own, [event])
+            self._deliver(own, [event], nbytes_of(event.inputs, event.outputs))
 
     def last_asks(self, event: AfterBatch) -> list[str]:
         """What `publish_last` will want evaluated, each name once."""
@@ -332,42 +349,63 @@ class EventBus:
 
     async def _pump(self, opened: _Opened) -> None:
         outbox = self._outbox
+        delivered_s = 0.0
         while True:
             opened.pumping = bool(outbox)
             if not outbox:
-                opened.pumped.set()
-                opened.pumped = anyio.Event()
+                opened.pumped.tell()
+                opened.hurry = False
                 opened.pump.asleep = True
                 if not outbox:
                     await opened.pump.sleep()
+                await self._be_patient(opened, delivered_s + WAKE_AFTER_S - time.perf_counter())
                 continue
-            if isinstance(outbox[0], AfterBatch):
+            entry = outbox[0]
+            if isinstance(entry, tuple | AfterBatch):
                 room = min((own.room for own in self._subscriptions if own.wants_batches), default=OUTBOX)
                 if room <= 0:
                     opened.room.asleep = True
                     await opened.room.sleep()
                     continue
-                self._fan_out(self._pop_batches(room))
+                self._fan_out(self._take_batches(min(room, WAKE_EVERY)))
+                delivered_s = time.perf_counter()
             else:
-                entry = outbox.popleft()
+                outbox.popleft()
                 for own in self._subscriptions:
                     own.deliver([entry])
                 if isinstance(entry, Event):
                     self._remember(entry)
-            if opened.thread.asleep and len(outbox) * 2 <= OUTBOX:
+            if opened.thread.asleep and len(outbox) * 2 <= opened.most:
                 opened.thread.wake()
             await anyio.lowlevel.checkpoint()
 
-    def _pop_batches(self, most: int) -> list[AfterBatch]:
-        """Up to `most` batch events from the front of the outbox."""
+    def _take_batches(self, most: int) -> list[AfterBatch]:
+        """Up to `most` batches from the front of the outbox, as events."""
         outbox = self._outbox
-        batch: list[AfterBatch] = []
-        while outbox and len(batch) < min(most, WAKE_EVERY) and isinstance(event := outbox[0], AfterBatch):
-            batch.append(event)
+        events: list[AfterBatch] = []
+        for _ in range(min(most, len(outbox))):
+            entry = outbox[0]
+            if isinstance(entry, tuple):
+                events.append(as_event(entry))
+            elif isinstance(entry, AfterBatch):
+                events.append(entry)
+            else:
+                break
             outbox.popleft()
-        return batch
+        return events
+
+    async def _be_patient(self, opened: _Opened, left_s: float) -> None:
+        """Let some more events come together, unless somebody is in a hurry."""
+        if left_s <= 0:
+            return
+        opened.patient = opened.pump.asleep = True
+        if not opened.hurry:
+            with anyio.move_on_after(left_s):
+                await opened.pump.sleep()
+        opened.patient = opened.pump.asleep = False
 
     def _fan_out(self, events: list[AfterBatch]) -> None:
+        n_bytes = nbytes_of(events[0].inputs, events[0].outputs)
         for own in self._subscriptions:
             if own.disabled:
                 continue
@@ -375,24 +413,25 @@ class EventBus:
                 events = self._added(own, events)
             if own.wants_batches:
                 if own.takes_all:
-                    self._deliver(own, events)
+                    self._deliver(own, events, n_bytes)
                 else:
                     due = [event for event in events if own.due(event.stream, event.train, event.step, event.timed)]
                     if due:
-                        self._deliver(own, due)
+                        self._deliver(own, due, n_bytes)
         for listener in list(self._listeners):
             if listener.wants_batches:
                 for event in events:
                     listener.offer(event)
 
-    def _deliver(self, own: Subscription, events: Sequence[AfterBatch]) -> None:
+    def _deliver(self, own: Subscription, events: Sequence[AfterBatch], n_bytes: int) -> None:
         if own.variables is not None:
             try:
                 events = [narrowed(event, own.variables, own.name) for event in events]
             except Exception as error:
                 own.failed(error, events[0])
                 return
-        own.deliver(events)
+            n_bytes = nbytes_of(events[0].inputs, events[0].outputs)
+        own.deliver(events, n_bytes)
 
     def _added(self, own: Subscription, events: list[AfterBatch]) -> list[AfterBatch]:
         assert own.add is not None
@@ -438,7 +477,13 @@ class _Opened:
         self.fail, self.stop, self.log = fail, stop, log
         self.scopes: list[anyio.CancelScope] = []
         self.pumping = False
-        self.pumped = anyio.Event()
+        self.most = OUTBOX
+        """How many events may wait in the outbox; less than OUTBOX when they are large. Written by the model thread."""
+        self.hurry = False
+        """Whether somebody wants what is in the outbox delivered at once."""
+        self.patient = False
+        """Whether the pump sleeps although something is in the outbox; only who is in a hurry wakes it then."""
+        self.pumped = Notice()
         self.closed = False
         self.released = False
         self.begun = False

@@ -15,17 +15,17 @@ from typing import Any
 import anyio
 
 from asyncloop.bus.declared import Declared
-from asyncloop.bus.views import nbytes_of
 from asyncloop.errors import StalledError, StopTraining
 from asyncloop.events import AfterBatch, Event
 from asyncloop.stats import Timings, metric_sink
-from asyncloop.threads import LoopHandle, LoopSleeper, OwnThread, stray_cancellation, was_cancelled
+from asyncloop.threads import Handful, LoopHandle, LoopSleeper, Notice, OwnThread, stray_cancellation, was_cancelled
 
-__all__ = ["Marker", "Subscription"]
+__all__ = ["MAILBOX_BYTES", "Marker", "Subscription"]
 
 logger = logging.getLogger("asyncloop")
 
 MAILBOX_BYTES = 64 * 2**20
+_HANDFUL = 64
 _TURN_S = 2e-3
 
 OnFailure = Callable[[BaseException], None]
@@ -54,6 +54,16 @@ class Marker:
         """Wait until every hook has handled everything before the marker; name → state."""
         await self._all.wait()
         return self.states
+
+
+class _InHand:
+    """The event a hook is handling. A small object of its own, because storing it for every event in one with as many
+    attributes as Subscription costs four times as much."""
+
+    __slots__ = ("event",)
+
+    def __init__(self) -> None:
+        self.event: Event | None = None
 
 
 class Subscription:
@@ -95,17 +105,20 @@ class Subscription:
         self.n_dropped = 0
         self.n_errors = 0
         self._box: deque[Event | Marker] = deque()
+        self._handful = Handful(_HANDFUL)
         self._sleeper = LoopSleeper(loop)
         self._busy = False
         self._in_flight = 0
-        self._idle = anyio.Event()
-        self._landed = anyio.Event()
+        self._idle = Notice()
+        """Whoever waits for this hook looks again."""
+        self._landed = Notice()
+        """One of several handlers at once has returned."""
         self._scope: anyio.CancelScope | None = None
         self._calling: anyio.CancelScope | None = None
         """Around a barrier's handler, which runs in the engine's task."""
         self._stuck = False
         """Whether its thread is taken by a call that does not return."""
-        self._handling: Event | None = None
+        self._in_hand = _InHand()
         self._watched: Event | None = None
         self._watched_since = 0.0
         self._stalled = False
@@ -140,17 +153,15 @@ class Subscription:
             return MAILBOX_BYTES
         return self.capacity - len(self._box)
 
-    def deliver(self, events: Sequence[Event | Marker]) -> None:
-        """Put events into the mailbox; what overflows is dropped by policy and counted."""
+    def deliver(self, events: Sequence[Event | Marker], n_bytes: int = 0) -> None:
+        """Put events into the mailbox; what overflows is dropped by policy and counted. `n_bytes`: of one batch event."""
         if self.disabled:
             for event in events:
                 if isinstance(event, Marker):
                     event.reached(self.name, None)
             return
-        first = events[0]
-        if isinstance(first, AfterBatch):
-            n_bytes = nbytes_of(first.inputs.values()) + nbytes_of(first.outputs.values())
-            self.capacity = min(self.mailbox, max(MAILBOX_BYTES // n_bytes, 1)) if n_bytes else self.mailbox
+        if n_bytes:
+            self.capacity = min(self.mailbox, max(MAILBOX_BYTES // n_bytes, 1))
         self._box.extend(events)
         if self.overflow != "block" and len(self._box) > self.capacity:
             self._drop()
@@ -202,17 +213,12 @@ class Subscription:
             self._busy = False
             self.switch_off()
             self.drop_backlog()
-            self._tell_idle()
+            self._idle.tell()
             if self._thread is not None:
                 await self._thread.aclose()
 
-    def _tell_idle(self) -> None:
-        """Whoever waits for this hook looks again."""
-        self._idle.set()
-        self._idle = anyio.Event()
-
     def _after_cancel(self) -> None:
-        event, self._handling = self._handling, None
+        event, self._in_hand.event = self._in_hand.event, None
         self._in_flight = 0
         if self._stalled:
             self._stalled = False
@@ -220,27 +226,34 @@ class Subscription:
 
     async def _serve(self, start: Callable[..., object] | None) -> None:
         metric_sink.set(self._sink)
-        turn_began = time.perf_counter()
+        box, clock = self._box, time.perf_counter
+        turn_began = clock()
         while True:
-            if not self._box:
+            if not box:
                 self._busy = False
-                self._tell_idle()
+                self._idle.tell()
                 self._sleeper.asleep = True
-                if not self._box:
+                if not box:
                     await self._sleeper.sleep()
-                turn_began = time.perf_counter()
+                turn_began = clock()
                 continue
             self._busy = True
-            began, first = time.perf_counter(), self._box[0]
+            began, first, n = clock(), box[0], len(box)
             await self._next(start)
+            now = clock()
             if isinstance(first, AfterBatch):
-                self.spent.setdefault(first.stream, Timings()).add(time.perf_counter() - began)
-            if self.overflow == "block" and len(self._box) * 2 <= self.capacity:
+                self._count(first.stream, now - began)
+                self._handful.took(n - len(box), now - began)
+            if self.overflow == "block" and len(box) * 2 <= self.capacity:
                 self._freed()
-            now = time.perf_counter()
             if now - turn_began > _TURN_S:  # a hook that never waits must not keep the loop
                 await anyio.lowlevel.checkpoint()
                 turn_began = now
+
+    def _count(self, stream: str, seconds: float) -> None:
+        if stream not in self.spent:
+            self.spent[stream] = Timings()
+        self.spent[stream].add(seconds)
 
     async def _next(self, start: Callable[..., object] | None) -> None:
         event = self._box[0]
@@ -272,28 +285,31 @@ class Subscription:
             self._in_flight += 1
             start(self._one_of_many, self._box.popleft())
         else:
-            await self._one_by_one(max(self.capacity // 2, 1))
+            await self._one_by_one(self._handful.size)
 
     def _pop_batches(self, most: int) -> list[AfterBatch]:
+        box = self._box
         events: list[AfterBatch] = []
-        while self._box and isinstance(event := self._box[0], AfterBatch) and len(events) < most:
+        while box and isinstance(event := box[0], AfterBatch) and len(events) < most:
             events.append(event)
-            self._box.popleft()
+            box.popleft()
         return events
 
     async def _one_by_one(self, most: int) -> None:
         """The common way, kept lean: an async `after_batch`, one event after the other."""
-        handler, box = self._after_batch, self._box
+        handler, box, in_hand = self._after_batch, self._box, self._in_hand
         assert handler is not None
         try:
-            while most and box and isinstance(event := box[0], AfterBatch):
-                box.popleft()
-                most -= 1
-                self._handling = event
+            for _ in range(min(most, len(box))):
+                event = box.popleft()
+                if not isinstance(event, AfterBatch):
+                    box.appendleft(event)
+                    break
+                in_hand.event = event
                 await handler(event)
         except BaseException as error:
-            await self._caught(error, self._handling)
-        self._handling = None
+            await self._caught(error, self._in_hand.event)
+        self._in_hand.event = None
 
     async def _one_of_many(self, event: AfterBatch) -> None:
         metric_sink.set(lambda name, value: self._log(event, name, value))
@@ -308,30 +324,29 @@ class Subscription:
             if scope.cancelled_caught:
                 self.failed(self._stall(), event)
             self._in_flight -= 1
-            self._landed.set()
-            self._landed = anyio.Event()
-            self._tell_idle()
+            self._landed.tell()
+            self._idle.tell()
 
     def _each(self, events: Sequence[AfterBatch]) -> None:
         """In the hook's thread: one round trip for all that had piled up."""
         assert self._after_batch is not None
         for event in events:
-            self._handling = event
+            self._in_hand.event = event
             self._after_batch(event)
             if self.disabled:
                 return
 
     async def _guarded(self, handler: Callable[..., Any], is_async: bool, argument: Any, event: Event) -> None:
         """Call a handler; its exceptions go where the policy says. A stall is seen by the bus's watch."""
-        self._handling = event
+        self._in_hand.event = event
         try:
             if is_async:
                 await handler(argument)
             else:
                 await self._in_thread(handler, argument)
         except BaseException as error:
-            await self._caught(error, self._handling)
-        self._handling = None
+            await self._caught(error, self._in_hand.event)
+        self._in_hand.event = None
 
     async def call(self, method: Callable[..., Any], event: Event) -> None:
         """Call one method for one event within the deadline, in the caller's task; policies apply."""
@@ -412,7 +427,7 @@ class Subscription:
 
         A handler is timed by looking whether it is still the same event, so that a quick one pays nothing for it.
         """
-        event = self._handling
+        event = self._in_hand.event
         if event is None or event is not self._watched:
             self._watched, self._watched_since = event, now
         elif self.deadline is not None and now - self._watched_since > self.deadline and self._scope is not None:
@@ -430,8 +445,8 @@ class Subscription:
         return f"hook {self.name}: {', '.join(parts)}" if parts else None
 
     def _sink(self, name: str, value: Any) -> None:
-        if self._handling is not None:
-            self._log(self._handling, name, value)
+        if self._in_hand.event is not None:
+            self._log(self._in_hand.event, name, value)
 
     def _state(self) -> Any:
         state = getattr(self.hook, "state_dict", None)

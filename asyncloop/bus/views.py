@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any, cast
@@ -62,8 +62,9 @@ def with_added(event: AfterBatch, added: Mapping[str, Any]) -> AfterBatch:
     return replace(event, outputs={**event.outputs, **added})
 
 
-def nbytes_of(values: Iterable[Any]) -> int:
-    return sum(getattr(value, "nbytes", 0) for value in values)
+def nbytes_of(*parts: Mapping[str, Any]) -> int:
+    """The bytes of the arrays in these mappings."""
+    return sum(getattr(value, "nbytes", 0) for values in parts for value in values.values())
 
 
 def _missing(event: AfterBatch, name: str, who: str) -> HookError:

@@ -2,8 +2,9 @@
 
 from asyncloop.stream.buffer import BufferStatistics, EndOfStream, Interrupted, StreamBuffer
 from asyncloop.stream.description import Stream
-from asyncloop.stream.feed import Feed, Item, open_feed
+from asyncloop.stream.feed import Feed, open_feed
 from asyncloop.stream.lookup import check_streams, dataset_streams, open_node
+from asyncloop.stream.operators import Item
 from asyncloop.stream.order import Pass
 
 __all__ = [

@@ -7,27 +7,24 @@ when it sleeps, and then for a handful:
   its burst is over (the loop runs something else); a producer thread rouses it at once, because there is no way
   to see its burst end.
 * A producer sleeps only on a full buffer. One that is dear (waits for I/O) is woken when half the buffer is free;
-  a cheap one only when the buffer has drained, since with one interpreter lock its bursts and the model's steps
-  would only queue for the lock.
+  a cheap one only when the buffer has nearly drained, since with one interpreter lock its bursts and the model's
+  steps would only queue for the lock.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from asyncloop.errors import UsageError
-from asyncloop.threads import LoopHandle, LoopSleeper, ThreadSleeper
+from asyncloop.threads import CHEAP_S, LoopHandle, LoopSleeper, ThreadSleeper
 
 __all__ = ["BufferStatistics", "EndOfStream", "Interrupted", "StreamBuffer"]
 
 T = TypeVar("T")
-
-CHEAP_S = 50e-6
-"""An item that takes less than this to make costs less than waking its producer."""
 
 
 class EndOfStream(Exception):
@@ -76,8 +73,8 @@ class StreamBuffer(Generic[T]):
         self._rouse_planned = False
         self._wake_producer_at = capacity // 2
         self._refill_began = time.perf_counter()
-        self._refilled = 0
-        self._taken = 0
+        self._n_put = 0
+        self._n_put_before_refill = 0
         self._taker_waits = 0
         self._producer_waits = 0
 
@@ -90,14 +87,20 @@ class StreamBuffer(Generic[T]):
         return self._closed
 
     def statistics(self) -> BufferStatistics:
-        return BufferStatistics(len(self._items), self.capacity, self._taken, self._taker_waits, self._producer_waits)
+        depth = len(self._items)
+        return BufferStatistics(depth, self.capacity, self._n_put - depth, self._taker_waits, self._producer_waits)
 
     # --- the producer's end -------------------------------------------------------------------------------------
 
+    def room(self) -> int:
+        """How many items may be made now. Ask before making them, so that never more than `capacity` wait here."""
+        if self.capacity:
+            return max(self.capacity - len(self._items), 0)
+        return int(self._taker.asleep and not self._items)
+
     def has_room(self) -> bool:
-        """Whether an item may be made now. Ask before making it, so that never more than `capacity` wait here."""
-        n = len(self._items)
-        return n < self.capacity or (self.capacity == 0 and n == 0 and self._taker.asleep)
+        """Whether an item may be made now."""
+        return self.room() > 0
 
     async def wait_room(self) -> None:
         """Sleep until there is room (a producer on the loop). Cancellable. Raises Interrupted once the taker has left."""
@@ -132,13 +135,19 @@ class StreamBuffer(Generic[T]):
     def put(self, item: T) -> None:
         """Hand over one item; never waits (there must be room). On the loop or in the producer's thread."""
         self._items.append(item)
-        self._refilled += 1
+        self._n_put += 1
         if self._taker.asleep:
             if len(self._items) * 2 > self.capacity or not self._loop.is_here:
                 self._rouse_taker()
             elif not self._rouse_planned:
                 self._rouse_planned = True
                 self._loop.soon(self._end_of_burst)
+
+    def put_all(self, items: Sequence[T]) -> None:
+        """Hand over a handful at once (there must be room for all of it), from the producer's thread."""
+        self._items.extend(items)
+        self._n_put += len(items)
+        self._rouse_taker()
 
     def close(self, error: BaseException | None = None) -> None:
         """No more items. With `error`, the taker gets it, with its own traceback, after the items before it."""
@@ -148,10 +157,11 @@ class StreamBuffer(Generic[T]):
 
     def _plan_refill(self) -> None:
         """From what the last refill cost an item, decide how empty the buffer must be to wake the producer again."""
-        if self._refilled:
-            cost_s = (time.perf_counter() - self._refill_began) / self._refilled
+        refilled = self._n_put - self._n_put_before_refill
+        if refilled:
+            cost_s = (time.perf_counter() - self._refill_began) / refilled
             self._wake_producer_at = 0 if cost_s < CHEAP_S else self.capacity // 2
-            self._refilled = 0
+            self._n_put_before_refill = self._n_put
 
     def _end_of_burst(self) -> None:
         self._rouse_planned = False
@@ -174,7 +184,6 @@ class StreamBuffer(Generic[T]):
             item = self._wait_in_thread()
         if self._producer.asleep and len(self._items) <= self._wake_producer_at:
             self._producer.wake()
-        self._taken += 1
         return item
 
     async def aget(self) -> T:
@@ -191,7 +200,6 @@ class StreamBuffer(Generic[T]):
         item = self._take_or_raise()
         if self._producer.asleep and len(self._items) <= self._wake_producer_at:
             self._producer.wake()
-        self._taken += 1
         return item
 
     def interrupt(self) -> None:

@@ -11,32 +11,31 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import aclosing
-from typing import Any, Literal, Protocol, TypeAlias
+from itertools import islice
+from typing import Any, Literal, Protocol
 
 import anyio
 from anyio.abc import TaskGroup
 
 from asyncloop.batch import Cursor
+from asyncloop.stats import Timings
 from asyncloop.stream.buffer import BufferStatistics, EndOfStream, Interrupted, StreamBuffer
-from asyncloop.stream.operators import Elements, Node
+from asyncloop.stream.operators import Item, Node, walked
 from asyncloop.stream.order import Pass
-from asyncloop.threads import OwnThread, stray_cancellation, was_cancelled
+from asyncloop.threads import Handful, OwnThread, stray_cancellation, was_cancelled
 
 __all__ = ["AUTO_CAPACITY", "Feed", "Item", "LoopFeed", "ThreadFeed", "WalkedFeed", "open_feed"]
 
 logger = logging.getLogger(__name__)
-
-Item: TypeAlias = tuple[Any, Cursor]
 
 AUTO_CAPACITY = 256
 AUTO_BYTES = 64 * 2**20
 WALK_BELOW_S = 100e-6
 """A plain iterator whose next() takes less than this is walked by the model thread: overlap could not pay for itself."""
 _LOOP_TURN_S = 2e-3
-_WAITS = "a stream that was said not to need the event loop waits for it"
+_HANDFUL = 16
 
 
 class Feed(Protocol):
@@ -44,9 +43,8 @@ class Feed(Protocol):
 
     pass_number: int
 
-    def next(self) -> Item:
-        """The next (batch, cursor). Raises EndOfStream, the producer's own error, or Interrupted."""
-        ...
+    next: Callable[[], Item]
+    """The next (batch, cursor). Raises EndOfStream, the producer's own error, or Interrupted."""
 
     def give_back(self, item: Item) -> None:
         """Put an item back to the front, after a look ahead."""
@@ -62,9 +60,8 @@ class Feed(Protocol):
 
     def statistics(self) -> BufferStatistics | None: ...
 
-    @property
-    def cost_s(self) -> float | None:
-        """Seconds it took to make one item, as far as was measured (None: not yet)."""
+    def cost_s(self, read: Timings) -> float | None:
+        """Seconds it takes to make one item (None: not known yet). `read`: what the model thread waited for each."""
         ...
 
     async def aclose(self) -> None:
@@ -72,55 +69,30 @@ class Feed(Protocol):
         ...
 
 
-def walk(elements: Elements) -> Item:
-    """One step of a stream that never suspends, outside any event loop. Raises EndOfStream after the last element."""
-    try:
-        elements.__anext__().send(None)
-    except StopIteration as step:
-        return step.value
-    except StopAsyncIteration:
-        raise EndOfStream from None
-    raise RuntimeError(_WAITS)
+class _LookAhead:
+    """`give_back` for a feed: `next` is the source's own method, replaced by a slower one after the first look ahead."""
+
+    def __init__(self, take: Callable[[], Item]) -> None:
+        self.next: Callable[[], Item] = take
+        self._take = take
+        self._back: list[Item] = []
+
+    def give_back(self, item: Item) -> None:
+        self._back.append(item)
+        self.next = self._next
+
+    def _next(self) -> Item:
+        return self._back.pop() if self._back else self._take()
 
 
-def _close_walked(elements: Elements) -> None:
-    try:
-        elements.aclose().send(None)
-    except StopIteration:
-        pass
-
-
-class WalkedFeed:
+class WalkedFeed(_LookAhead):
     """The model thread walks the stream itself: the cheapest way to a batch, no overlap, no other thread awake."""
 
     def __init__(self, node: Node, at: Pass, cursor: Cursor, close_on: Callable[[Callable[[], None]], Any]) -> None:
         self.pass_number = at.number
-        self._elements = node.elements(at, cursor)
-        self._step = self._elements.__anext__
+        self._items = _until_end(walked(node, at, cursor))
         self._close_on = close_on
-        self._back: list[Item] = []
-        self._n = 0
-        self._spent_s = 0.0
-
-    def next(self) -> Item:
-        if self._back:
-            return self._back.pop()
-        self._n = n = self._n + 1
-        if n & 15 == 1:  # every 16th is timed, so that `buffer="auto"` learns what reading costs
-            began = time.perf_counter()
-            item = walk(self._elements)
-            self._spent_s += time.perf_counter() - began
-            return item
-        try:  # `walk` written out: its call would cost as much as the step
-            self._step().send(None)
-        except StopIteration as step:
-            return step.value
-        except StopAsyncIteration:
-            raise EndOfStream from None
-        raise RuntimeError(_WAITS)
-
-    def give_back(self, item: Item) -> None:
-        self._back.append(item)
+        super().__init__(self._items.__next__)
 
     def interrupt(self) -> None:
         pass
@@ -131,16 +103,23 @@ class WalkedFeed:
     def statistics(self) -> BufferStatistics | None:
         return None
 
-    @property
-    def cost_s(self) -> float | None:
-        return self._spent_s / ((self._n + 15) // 16) if self._n else None
+    def cost_s(self, read: Timings) -> float | None:
+        return read.mean if read.count else None
 
     async def aclose(self) -> None:
-        await self._close_on(lambda: _close_walked(self._elements))
+        await self._close_on(self._items.close)
 
 
-class _BufferedFeed:
-    """What both buffered feeds share: the buffer, the look ahead, the task that runs the pass and its end."""
+def _until_end(items: Generator[Item, None, None]) -> Generator[Item, None, None]:
+    yield from items
+    raise EndOfStream
+
+
+class _BufferedFeed(_LookAhead):
+    """What both buffered feeds share: the buffer, the task that runs the pass and its end, the size of a handful.
+
+    Items are made by the handful.
+    """
 
     def __init__(
         self, node: Node, at: Pass, cursor: Cursor, capacity: int | None, on_exhausted: Callable[[], None]
@@ -151,17 +130,14 @@ class _BufferedFeed:
         self._buffer: StreamBuffer[Item] = StreamBuffer(AUTO_CAPACITY if capacity is None else capacity)
         self._fit_bytes = capacity is None
         self._largest = 1
-        self._back: deque[Item] = deque()
+        self._handful = Handful(_HANDFUL)
+        self._under_way = 0
+        self._began_s = 0.0
         self._made = 0
         self._making_s = 0.0
         self._scope = anyio.CancelScope()
         self._ended = anyio.Event()
-
-    def next(self) -> Item:
-        return self._back.pop() if self._back else self._buffer.get()
-
-    def give_back(self, item: Item) -> None:
-        self._back.append(item)
+        super().__init__(self._buffer.get)
 
     def interrupt(self) -> None:
         self._buffer.interrupt()
@@ -172,8 +148,7 @@ class _BufferedFeed:
     def statistics(self) -> BufferStatistics | None:
         return self._buffer.statistics()
 
-    @property
-    def cost_s(self) -> float | None:
+    def cost_s(self, read: Timings) -> float | None:
         return self._making_s / self._made if self._made else None
 
     def start(self, tasks: TaskGroup) -> None:
@@ -197,12 +172,22 @@ class _BufferedFeed:
     async def _produce(self) -> BaseException | None:
         raise NotImplementedError
 
-    def _put(self, item: Item, making_s: float) -> None:
-        self._made += 1
-        self._making_s += making_s
-        if self._fit_bytes and (self._made < 8 or self._made & 15 == 0):
-            self._fit(item[0])
-        self._buffer.put(item)
+    def _begin_handful(self, now_s: float) -> int:
+        """How many items may be made before anybody looks again; at least one (there is room)."""
+        self._began_s = now_s
+        self._under_way = n = min(self._buffer.room(), self._handful.size)
+        return n
+
+    def _end_handful(self, batch: Any) -> float:
+        """The handful that was begun is made; `batch` is its last. Returns the clock."""
+        now_s, n = time.perf_counter(), self._under_way
+        spent_s = now_s - self._began_s
+        self._made += n
+        self._making_s += spent_s
+        self._handful.took(n, spent_s)
+        if self._fit_bytes:
+            self._fit(batch)
+        return now_s
 
     def _fit(self, batch: Any) -> None:
         """Keep what waits in the buffer under AUTO_BYTES, judged by the largest batch seen."""
@@ -222,6 +207,8 @@ class _BufferedFeed:
 class LoopFeed(_BufferedFeed):
     """A producer task on the event loop; its stream may have workers of its own in the task group of the pass."""
 
+    _turn_began_s = 0.0
+
     async def _produce(self) -> BaseException | None:
         error: BaseException | None = None
         async with anyio.create_task_group() as tasks:
@@ -240,23 +227,27 @@ class LoopFeed(_BufferedFeed):
         return error
 
     async def _fill(self) -> None:
-        buffer, clock = self._buffer, time.perf_counter
+        put = self._buffer.put
+        if not self._buffer.has_room():
+            await self._buffer.wait_room()
+        self._turn_began_s = time.perf_counter()
+        left = self._begin_handful(self._turn_began_s)
         async with aclosing(self._node.elements(self._at, self._cursor)) as elements:
-            turn_began = began = clock()
-            while True:
-                if not buffer.has_room():
-                    await buffer.wait_room()
-                    turn_began = began = clock()
-                try:
-                    item = await elements.__anext__()
-                except StopAsyncIteration:
-                    return
-                now = clock()
-                self._put(item, now - began)
-                began = now
-                if now - turn_began > _LOOP_TURN_S:  # an async generator that never waits must not keep the loop
-                    await anyio.lowlevel.checkpoint()
-                    turn_began = began = clock()
+            async for item in elements:
+                put(item)
+                left -= 1
+                if not left:
+                    left = await self._next_handful(item[0])
+
+    async def _next_handful(self, batch: Any) -> int:
+        now_s = self._end_handful(batch)
+        if not self._buffer.has_room():
+            await self._buffer.wait_room()
+            self._turn_began_s = now_s = time.perf_counter()
+        elif now_s - self._turn_began_s > _LOOP_TURN_S:  # an async generator that never waits must not keep the loop
+            await anyio.lowlevel.checkpoint()
+            self._turn_began_s = now_s = time.perf_counter()
+        return self._begin_handful(now_s)
 
 
 class ThreadFeed(_BufferedFeed):
@@ -274,20 +265,25 @@ class ThreadFeed(_BufferedFeed):
 
     def _walk(self) -> BaseException | None:
         buffer, clock = self._buffer, time.perf_counter
-        elements = self._node.elements(self._at, self._cursor)
+        items = walked(self._node, self._at, self._cursor)
         try:
             while True:
                 if not buffer.has_room():
                     buffer.wait_room_in_thread()
-                began = clock()
-                item = walk(elements)
-                self._put(item, clock() - began)
-        except (EndOfStream, Interrupted):
+                made: list[Item] = []
+                try:
+                    made.extend(islice(items, self._begin_handful(clock())))
+                finally:
+                    buffer.put_all(made)  # also those before an error
+                if not made:
+                    return None
+                self._end_handful(made[-1][0])
+        except Interrupted:
             return None
         except BaseException as error:
             return error
         finally:
-            _close_walked(elements)
+            items.close()
 
 
 def open_feed(

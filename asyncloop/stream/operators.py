@@ -1,14 +1,15 @@
 """What a Stream is made of: nodes that say how to make their elements from the nodes before them.
 
 Every node is one async generator of (element, cursor) pairs. A chain in which nothing needs the event loop never
-suspends, so a thread can walk the very same generators (`asyncloop.stream.walk`); there is no second implementation.
-A cursor is the position right after an element; `elements(at, cursor)` goes on from there.
+suspends, so a thread can walk the very same generators (`walked`); there is no second implementation. A source that is
+`Plain` is a plain generator to begin with. A cursor is the position right after an element; `elements(at, cursor)` goes
+on from there.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, cast
@@ -22,17 +23,21 @@ from asyncloop.stream.order import Pass, keyed_permutation
 __all__ = [
     "Batched",
     "Elements",
+    "Item",
     "MapInline",
     "Node",
     "Over",
+    "Plain",
     "RangeSource",
     "Repeated",
     "Shuffled",
     "Taken",
     "names_parameter",
+    "walked",
 ]
 
-Elements: TypeAlias = AsyncGenerator[tuple[Any, Cursor], None]
+Item: TypeAlias = tuple[Any, Cursor]
+Elements: TypeAlias = AsyncGenerator[Item, None]
 
 _CHUNK = 4096
 
@@ -53,8 +58,46 @@ class Node(Protocol):
     def elements(self, at: Pass, cursor: Cursor) -> Elements: ...
 
 
+class Plain:
+    """A source that is a plain generator: a thread walks it as it is, a chain on the loop sees it as any other node."""
+
+    __slots__ = ()
+
+    def walk(self, at: Pass, cursor: Cursor) -> Generator[Item, None, None]:
+        raise NotImplementedError
+
+    async def elements(self, at: Pass, cursor: Cursor) -> Elements:
+        for item in self.walk(at, cursor):
+            yield item
+
+
+def walked(node: Node, at: Pass, cursor: Cursor) -> Generator[Item, None, None]:
+    """The elements of a stream that never suspends, for a thread to iterate over and close; no event loop is needed."""
+    return node.walk(at, cursor) if isinstance(node, Plain) else _stepped(node.elements(at, cursor))
+
+
+def _stepped(elements: Elements) -> Generator[Item, None, None]:
+    step = elements.__anext__
+    try:
+        while True:
+            try:
+                step().send(None)
+            except StopIteration as given:
+                item = given.value
+            except StopAsyncIteration:
+                return
+            else:
+                raise RuntimeError("a stream that was said not to need the event loop waits for it")
+            yield item
+    finally:
+        try:
+            elements.aclose().send(None)
+        except StopIteration:
+            pass
+
+
 @dataclass(frozen=True, slots=True)
-class RangeSource:
+class RangeSource(Plain):
     """0, 1, …, n - 1, or a permutation of it keyed by (seed, pass). Cursor: how many were given."""
 
     n: int
@@ -68,7 +111,7 @@ class RangeSource:
         indices = np.arange(start, min(stop, self.n), dtype=np.int64)
         return keyed_permutation(indices, self.n, at.key("range", seed=self.seed)) if self.shuffle else indices
 
-    async def elements(self, at: Pass, cursor: Cursor) -> Elements:
+    def walk(self, at: Pass, cursor: Cursor) -> Generator[Item, None, None]:
         done = cast(int, cursor or 0)
         while done < self.n:
             for value in self.block(at, done, done + _CHUNK).tolist():

@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol, cast, runtime_checkable
 from asyncloop.batch import Cursor
 from asyncloop.errors import DataError
 from asyncloop.stream.buffer import EndOfStream, Interrupted, StreamBuffer
-from asyncloop.stream.operators import Elements, names_parameter
+from asyncloop.stream.operators import Elements, Item, Plain, names_parameter
 from asyncloop.stream.order import Pass
 from asyncloop.threads import OwnThread
 
@@ -71,7 +71,7 @@ def named(value: Any, names: Naming) -> Any:
 
 
 @dataclass(frozen=True, slots=True)
-class SequenceSource:
+class SequenceSource(Plain):
     """A list or tuple in memory. Cursor: how many were given."""
 
     sequence: Sequence[Any]
@@ -79,13 +79,14 @@ class SequenceSource:
     needs_loop = False
     opaque = False
 
-    async def elements(self, at: Pass, cursor: Cursor) -> Elements:
-        for i in range(cast(int, cursor or 0), len(self.sequence)):
-            yield named(self.sequence[i], self.names), i + 1
+    def walk(self, at: Pass, cursor: Cursor) -> Generator[Item, None, None]:
+        sequence, names = self.sequence, self.names
+        for i in range(cast(int, cursor or 0), len(sequence)):
+            yield sequence[i] if names is None else named(sequence[i], names), i + 1
 
 
 @dataclass(frozen=True, slots=True)
-class SyncSource:
+class SyncSource(Plain):
     """An iterable or generator function. Cursor: how many were given, or the iterator's own state if it offers one."""
 
     source: Iterable[Any] | Callable[..., Iterable[Any]]
@@ -99,7 +100,7 @@ class SyncSource:
             for item in self.walk(at, cursor):
                 yield item
             return
-        buffer: StreamBuffer[tuple[Any, Cursor]] = StreamBuffer(_READ_AHEAD)
+        buffer: StreamBuffer[Item] = StreamBuffer(_READ_AHEAD)
         thread = OwnThread(f"asyncloop source of {at.stream!r}", grace_s=1.0)
         at.closers.append(thread.aclose)
         thread.post(lambda: self._read_ahead(buffer, at, cursor))
@@ -113,15 +114,16 @@ class SyncSource:
         finally:
             buffer.abandon()
 
-    def walk(self, at: Pass, cursor: Cursor) -> Generator[tuple[Any, Cursor], None, None]:
+    def walk(self, at: Pass, cursor: Cursor) -> Generator[Item, None, None]:
         iterator: Iterator[Any] = iter(called(self.source, at))
+        names = self.names
         try:
             if isinstance(iterator, Stateful):
                 stateful = cast(Any, iterator)
                 if cursor is not None:
                     stateful.load_state_dict(cursor)
                 for value in stateful:
-                    yield named(value, self.names), stateful.state_dict()
+                    yield named(value, names), stateful.state_dict()
             else:
                 n = cast(int, cursor or 0)
                 skip = _to_skip(n, self.resume, at)
@@ -130,12 +132,12 @@ class SyncSource:
                         skip -= 1
                         continue
                     n += 1
-                    yield named(value, self.names), n
+                    yield value if names is None else named(value, names), n
         finally:
             if inspect.isgenerator(iterator):
                 cast("Generator[Any, None, None]", iterator).close()
 
-    def _read_ahead(self, buffer: StreamBuffer[tuple[Any, Cursor]], at: Pass, cursor: Cursor) -> None:
+    def _read_ahead(self, buffer: StreamBuffer[Item], at: Pass, cursor: Cursor) -> None:
         error = None
         walk = self.walk(at, cursor)
         try:
@@ -168,12 +170,13 @@ class AsyncSource:
 
     async def elements(self, at: Pass, cursor: Cursor) -> Elements:
         iterator = aiter(cast("AsyncIterable[Any]", called(self.source, at)))
+        names = self.names
         try:
             if isinstance(iterator, Stateful):
                 if cursor is not None:
                     iterator.load_state_dict(cursor)
                 async for value in iterator:
-                    yield named(value, self.names), iterator.state_dict()
+                    yield named(value, names), iterator.state_dict()
             else:
                 n = cast(int, cursor or 0)
                 skip = _to_skip(n, self.resume, at)
@@ -182,7 +185,7 @@ class AsyncSource:
                         skip -= 1
                         continue
                     n += 1
-                    yield named(value, self.names), n
+                    yield value if names is None else named(value, names), n
         finally:
             await _close(iterator)
 
