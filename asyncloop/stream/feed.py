@@ -3,6 +3,7 @@
     LoopFeed      a producer task on the event loop fills a StreamBuffer      (async sources, maps with workers)
     ThreadFeed    a producer thread fills a StreamBuffer                      (plain iterators, overlapped)
     WalkedFeed    the model thread walks the stream by itself                 (plain iterators, nothing to overlap)
+    ProbedFeed    walked, until that turns out to take long; then a thread    (our own operators, which may change threads)
 
 A feed starts reading only once it knows its cursor, so nothing is ever prefetched before it is restored.
 """
@@ -14,7 +15,7 @@ import time
 from collections.abc import Callable, Generator
 from contextlib import aclosing
 from itertools import islice
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Self
 
 import anyio
 from anyio.abc import TaskGroup
@@ -22,11 +23,11 @@ from anyio.abc import TaskGroup
 from asyncloop.batch import Cursor
 from asyncloop.stats import Timings
 from asyncloop.stream.buffer import BufferStatistics, EndOfStream, Interrupted, StreamBuffer
-from asyncloop.stream.operators import Item, Node, walked
+from asyncloop.stream.operators import Item, Node, Plain, walked
 from asyncloop.stream.order import Pass
-from asyncloop.threads import Handful, OwnThread, stray_cancellation, was_cancelled
+from asyncloop.threads import Handful, LoopHandle, OwnThread, stray_cancellation, was_cancelled
 
-__all__ = ["AUTO_CAPACITY", "Feed", "Item", "LoopFeed", "ThreadFeed", "WalkedFeed", "open_feed"]
+__all__ = ["AUTO_CAPACITY", "Feed", "LoopFeed", "ProbedFeed", "ThreadFeed", "WalkedFeed", "open_feed"]
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ WALK_BELOW_S = 100e-6
 """A plain iterator whose next() takes less than this is walked by the model thread: overlap could not pay for itself."""
 _LOOP_TURN_S = 2e-3
 _HANDFUL = 16
+_PROBED = 16
 
 
 class Feed(Protocol):
@@ -106,8 +108,12 @@ class WalkedFeed(_LookAhead):
     def cost_s(self, read: Timings) -> float | None:
         return read.mean if read.count else None
 
+    def close(self) -> None:
+        """On the model thread."""
+        self._items.close()
+
     async def aclose(self) -> None:
-        await self._close_on(self._items.close)
+        await self._close_on(self.close)
 
 
 def _until_end(items: Generator[Item, None, None]) -> Generator[Item, None, None]:
@@ -150,6 +156,11 @@ class _BufferedFeed(_LookAhead):
 
     def cost_s(self, read: Timings) -> float | None:
         return self._making_s / self._made if self._made else None
+
+    def from_cursor(self, cursor: Cursor) -> Self:
+        """Begin there instead. Before it is started."""
+        self._cursor = cursor
+        return self
 
     def start(self, tasks: TaskGroup) -> None:
         tasks.start_soon(self._run)
@@ -286,6 +297,50 @@ class ThreadFeed(_BufferedFeed):
             items.close()
 
 
+class ProbedFeed(_LookAhead):
+    """The model thread walks the first items by itself; if they are dear, a thread goes on behind them.
+
+    Only for streams without an iterator of the user's, since that would have to stay on its thread.
+    """
+
+    def __init__(self, walked_feed: WalkedFeed, threaded: ThreadFeed, tasks: TaskGroup) -> None:
+        self.pass_number = walked_feed.pass_number
+        self._walked, self._threaded, self._tasks = walked_feed, threaded, tasks
+        self._feed: WalkedFeed | ThreadFeed = walked_feed
+        self._loop = LoopHandle()
+        self._n = 0
+        self._spent_s = 0.0
+        super().__init__(self._probe)
+
+    def _probe(self) -> Item:
+        if self._n >= _PROBED:
+            return self._feed.next()
+        began_s = time.perf_counter()
+        item = self._walked.next()
+        self._spent_s += time.perf_counter() - began_s
+        self._n += 1
+        if self._n == _PROBED and self._spent_s > _PROBED * WALK_BELOW_S:
+            self._walked.close()
+            self._feed = threaded = self._threaded.from_cursor(item[1])
+            self._loop.soon(lambda: threaded.start(self._tasks))
+        return item
+
+    def interrupt(self) -> None:
+        self._threaded.interrupt()
+
+    def before_sleep(self, call: Callable[[], None]) -> None:
+        self._threaded.before_sleep(call)
+
+    def statistics(self) -> BufferStatistics | None:
+        return self._feed.statistics()
+
+    def cost_s(self, read: Timings) -> float | None:
+        return self._feed.cost_s(read)
+
+    async def aclose(self) -> None:
+        await self._feed.aclose()
+
+
 def open_feed(
     node: Node,
     at: Pass,
@@ -300,15 +355,25 @@ def open_feed(
     """Choose and start the feed for one pass. Call it on the event loop.
 
     `buffer="auto"`: what needs the loop gets a deep buffer bounded in bytes. A plain stream is walked by the model
-    thread when it is known (from an earlier pass, `known_cost_s`) to be cheap, or holds no iterator of the user's;
-    else a thread overlaps it. The choice is for a pass, because a user's iterator stays on one thread for a pass.
+    thread when it is known (from an earlier pass, `known_cost_s`) to be cheap; else a thread overlaps it. What is not
+    known yet is probed, but for a user's iterator: that stays on one thread for a pass, so its first one gets a thread.
     """
     capacity = None if buffer == "auto" else buffer
-    if not node.needs_loop:
-        cheap = known_cost_s < WALK_BELOW_S if known_cost_s is not None else not node.opaque
-        if capacity == 0 or (capacity is None and cheap):
-            return WalkedFeed(node, at, cursor, close_on_model_thread)
-    kind = LoopFeed if node.needs_loop else ThreadFeed
-    feed = kind(node, at, cursor, capacity, on_exhausted)
-    feed.start(tasks)
-    return feed
+    if node.needs_loop:
+        feed = LoopFeed(node, at, cursor, capacity, on_exhausted)
+        feed.start(tasks)
+        return feed
+    if capacity == 0 or (capacity is None and _is_cheap(node, known_cost_s)):
+        return WalkedFeed(node, at, cursor, close_on_model_thread)
+    threaded = ThreadFeed(node, at, cursor, capacity, on_exhausted)
+    if capacity is None and known_cost_s is None and not node.opaque:
+        return ProbedFeed(WalkedFeed(node, at, cursor, close_on_model_thread), threaded, tasks)
+    threaded.start(tasks)
+    return threaded
+
+
+def _is_cheap(node: Node, known_cost_s: float | None) -> bool:
+    """Whether an element is known to cost next to nothing: it did in an earlier pass, or it is in memory already."""
+    if known_cost_s is not None:
+        return known_cost_s < WALK_BELOW_S
+    return isinstance(node, Plain) and not node.opaque

@@ -318,6 +318,19 @@ async def test_a_producer_that_hangs_is_named_after_the_batch_deadline(kind: str
     assert model.trained_on == [0, 1]
 
 
+async def test_a_source_that_the_model_thread_reads_itself_is_reported_when_it_hangs(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def slow() -> Iterator[dict[str, Any]]:
+        yield from batches(1)
+        time.sleep(0.3)
+        yield from batches(1)
+
+    await Engine(Counting(), Arrays(), buffer=0, deadlines={"batch": 0.05}).epoch(train=[Stream.of(slow)])
+    assert "batch 1 is being read for more than 0.05 s" in caplog.text
+    assert "time.sleep(0.3)" in caplog.text
+
+
 async def _release_later(event: threading.Event) -> None:
     await anyio.sleep(0.3)
     event.set()
