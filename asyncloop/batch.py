@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeAlias, cast
 
+import numpy as np
+
 from asyncloop.errors import DataError
 
 __all__ = ["Batch", "Cursor", "as_batch", "n_examples_of"]
@@ -40,10 +42,11 @@ def n_examples_of(batch: Batch, stream: str, index: int) -> int:
     n = -1
     try:
         for source in batch.values():
-            if len(source) != n:
+            n_here = len(source) if source.__class__ is np.ndarray else _length(source)
+            if n_here != n:
                 if n >= 0:
                     raise _unequal(batch, stream, index)
-                n = len(source)
+                n = n_here
     except TypeError:
         name, source = next((name, source) for name, source in batch.items() if not _has_length(source))
         raise DataError(
@@ -56,6 +59,12 @@ def n_examples_of(batch: Batch, stream: str, index: int) -> int:
 def _unequal(batch: Batch, stream: str, index: int) -> DataError:
     found = ", ".join(f"{name} {len(source)}" for name, source in batch.items() if _has_length(source))
     return DataError(f"stream {stream!r}, batch {index}: the sources have unequal numbers of examples: {found}")
+
+
+def _length(source: Any) -> int:
+    """`len` of a source; a tensor's own takes ten times as long as its shape."""
+    shape = getattr(source, "shape", None)
+    return shape[0] if shape else len(source)
 
 
 def _has_length(source: Any) -> bool:

@@ -20,8 +20,8 @@ from anyio.abc import TaskGroup
 
 from asyncloop.batch import Batch, Cursor, as_batch, n_examples_of
 from asyncloop.bus import EventBus, Subscription
-from asyncloop.bus.bus import WAKE_AFTER_S
 from asyncloop.bus.finished import Finished, Passing, as_event
+from asyncloop.bus.pump import DELIVER_EVERY_S
 from asyncloop.control import Control
 from asyncloop.errors import DataError, ModelError, NonFiniteError
 from asyncloop.events import AfterBatch, BeforeBatch, RunInfo
@@ -175,7 +175,8 @@ class ModelThread:
         control = stretch.control
         passing = Passing(stretch.run, control, stretch.epoch, stream, train)
         run = self._run_on_loop(model.run) if inspect.iscoroutinefunction(model.run) else model.run
-        feed.before_sleep(bus.wake_soon)
+        pump = bus.pump
+        feed.before_sleep(pump.wake_soon)
         clock, next_item, sums, weights = time.perf_counter, feed.next, means.sums, means.weights
         wanted, before_batch, timed_hooks = bus.wants_batches, bus.wants_before_batch, bus.timed if train else []
         batches, until_s, until_step = stretch.batches, stretch.until_s, stretch.until_step if train else None
@@ -185,7 +186,7 @@ class ModelThread:
         read: list[float] = []
         ran: list[float] = []
         n_examples, step = 0, stretch.step
-        post, unasked = bus.post, 1
+        post, unasked = pump.post, 1
         woken_s = previous_s = ended_s = clock()
         _start_clocks(timed_hooks, ended_s)
         metric_sink.set(lambda name, value: means.add(name, _host_scalar(value), n_examples))
@@ -232,14 +233,15 @@ class ModelThread:
                 if outputs.__class__ is not dict:
                     _check_outputs(outputs, stream, index)
                 for name, value in outputs.items():
-                    if type(value) is float and name in known:
-                        sums[name] += value * n_examples
+                    number = value if value.__class__ is float else _as_number(value)
+                    if number.__class__ is float and name in known:
+                        sums[name] += number * n_examples
                         weights[name] += n_examples
-                        finite = not value - value  # NaN for what is not finite: a quarter of a call's cost
+                        finite = not number - number  # NaN for what is not finite: a quarter of a call's cost
                     else:
                         if name in batch:
                             raise _named_like_source(name, stream, index)
-                        lazy = _take_output(name, value, means, n_examples, lazy)
+                        lazy = _take_output(name, number, means, n_examples, lazy)
                         if name in sums:
                             known.add(name)
                         finite = watched is None or not watched[name] or _is_finite(value)
@@ -250,8 +252,9 @@ class ModelThread:
                     stretch.step = step
                 stretch.cursor = cursor
                 stretch.n_accepted += 1
+                ran_s = ended_s - began_s
+                ran.append(ran_s)
                 read.append(began_s - previous_s)
-                ran.append(ended_s - began_s)
                 previous_s = ended_s
                 if wanted:
                     finished: Finished | AfterBatch = (passing, step, index, batch, outputs, n_examples)
@@ -264,8 +267,9 @@ class ModelThread:
                         self._last = finished
                     post(finished)
                     unasked -= 1
-                    if not unasked or ended_s - woken_s > WAKE_AFTER_S:
-                        unasked = bus.handed_over(batch, outputs)
+                    if not unasked or ended_s + ran_s - woken_s > DELIVER_EVERY_S:
+                        soon = unasked > 0 and ran_s < DELIVER_EVERY_S
+                        unasked = pump.handed_over(batch, outputs, soon=soon)
                         woken_s = previous_s = clock()
                     if timed_hooks and _is_lockstep_due(timed_hooks, finished):
                         return "time"
@@ -281,7 +285,7 @@ class ModelThread:
             self.model_failed = True
             raise
         finally:
-            bus.wake()
+            pump.wake()
             _fold(stretch, read, ran)
 
     def _run_on_loop(self, run: Callable[..., Awaitable[Any]]) -> Callable[..., Any]:
@@ -396,6 +400,17 @@ def _take_output(
     elif sort == "mapping":
         _add_nested(means, name, value, n_examples)
     return lazy
+
+
+def _as_number(value: Any) -> Any:
+    """A scalar of whatever library as a float if it is on the host; anything else as it is."""
+    sort = _sort(value)
+    if sort == "scalar" or (sort == "array" and not value.ndim and getattr(value, "is_cpu", True)):
+        try:
+            return float(value)
+        except TypeError:  # an array of one object, say
+            pass
+    return value
 
 
 class _LossNames(dict[str, bool]):

@@ -1,10 +1,9 @@
 """EventBus: what the model thread has finished goes to every hook, without the model waiting for any of them.
 
-    model thread ──► outbox (a deque; one wake-up for all that piled up) ──► pump task ──► a mailbox per hook ──► hook tasks
+    model thread ──► pump (one wake-up for all that piled up) ──► a mailbox per hook ──► hook tasks
 
-The thread wakes the pump at most every WAKE_EVERY events or WAKE_AFTER_S seconds, because a wake-up costs fifty times
-what handing over an event costs and lets the loop compete with the model for the interpreter lock. A full outbox
-holds the thread back, a full mailbox of a blocking hook holds the outbox back: memory is bounded end to end.
+A full outbox of the pump holds the thread back, a full mailbox of a blocking hook holds the outbox back: memory is
+bounded end to end.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import copy
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from weakref import WeakSet
 
@@ -21,29 +20,26 @@ import anyio
 from anyio.abc import TaskGroup
 
 from asyncloop.bus.declared import Declared
-from asyncloop.bus.finished import Finished, as_event
 from asyncloop.bus.listener import Listener
-from asyncloop.bus.subscription import MAILBOX_BYTES, Marker, OnFailure, OnLog, OnStop, Subscription
+from asyncloop.bus.pump import OUTBOX, Pump
+from asyncloop.bus.subscription import Marker, OnFailure, OnLog, OnStop, Subscription
 from asyncloop.bus.views import narrowed, nbytes_of, with_added
 from asyncloop.errors import ConfigError
 from asyncloop.events import AfterBatch, AfterEpoch, BeforeBatch, BeforeTraining, Event
 from asyncloop.stats import Timings
-from asyncloop.threads import LoopHandle, LoopSleeper, Notice, ThreadSleeper
+from asyncloop.threads import LoopHandle
 
-__all__ = ["OUTBOX", "WAKE_AFTER_S", "WAKE_EVERY", "EventBus"]
+__all__ = ["EventBus"]
 
 logger = logging.getLogger("asyncloop")
 
-WAKE_EVERY = 64
-WAKE_AFTER_S = 2e-3
-OUTBOX = 256
 _HISTORY = 4096
 
 
 class EventBus:
     """The hooks of an engine in config order, and everything that reaches them. Lives on the event loop.
 
-    Only `post`, `handed_over`, `wake_soon`, `asks` and `timed` are called from the model thread.
+    Only `asks`, `timed` and some of `pump`'s methods are called from the model thread.
     """
 
     def __init__(self, hooks: Iterable[Any] = ()) -> None:
@@ -51,9 +47,6 @@ class EventBus:
         self._subscriptions: list[Subscription] = []
         self._listeners: WeakSet[Listener] = WeakSet()  # a reader that was dropped must not keep its events
         self._history: deque[Event] = deque(maxlen=_HISTORY)
-        self._outbox: deque[Event | Finished | Marker] = deque()
-        self.post: Callable[[Finished | AfterBatch], None] = self._outbox.append
-        """Hand over one batch from the model thread. Never waits; after as many as `handed_over` said, call it."""
         self._ended = False
         self._open: _Opened | None = None
         for hook in hooks:
@@ -86,9 +79,8 @@ class EventBus:
         for subscription in [own for own in self._subscriptions if own.hook is hook]:
             subscription.switch_off()
             self._subscriptions.remove(subscription)
-            for entry in self._outbox:
-                if isinstance(entry, Marker):
-                    entry.reached(subscription.name, None)
+            for marker in self._markers_on_their_way():
+                marker.reached(subscription.name, None)
 
     def events(self, *kinds: type[Event], bound: int = 1024) -> Listener:
         """An async iterator over events of these kinds (none given: all). See Listener."""
@@ -118,19 +110,18 @@ class EventBus:
         """Start the hooks' tasks and the pump in the engine's task group. `close` ends them."""
         loop = LoopHandle()
         opened = self._open = _Opened(
-            tasks, loop, LoopSleeper(loop), LoopSleeper(loop), ThreadSleeper(), fail, stop, log
+            tasks, loop, Pump(loop, self._room, self._fan_out, self._pass_on), fail, stop, log
         )
         self._ended = False
-        self._outbox.clear()
         self._subscriptions = []
         for hook, name in self._hooks:
             self._start(hook, name, opened)
-        tasks.start_soon(self._run, opened, self._pump, opened)
+        tasks.start_soon(self._run, opened, opened.pump.tick)
         tasks.start_soon(self._run, opened, self._watch)
 
     def _start(self, hook: Any, name: str, opened: _Opened) -> None:
         subscription = Subscription(
-            hook, name, opened.loop, fail=opened.fail, stop=opened.stop, log=opened.log, freed=opened.room_freed
+            hook, name, opened.loop, fail=opened.fail, stop=opened.stop, log=opened.log, freed=opened.pump.room_freed
         )
         subscription.set_up = opened.begun
         self._subscriptions.append(subscription)
@@ -153,12 +144,19 @@ class EventBus:
         if opened is None:
             return
         opened.closed = True
+        opened.pump.close()
         for scope in opened.scopes:
             scope.cancel()
         for line in filter(None, (own.report() for own in self._subscriptions)):
             logger.warning("%s", line)
 
-    # --- from the model thread ----------------------------------------------------------------------------------
+    # --- for the model thread -----------------------------------------------------------------------------------
+
+    @property
+    def pump(self) -> Pump:
+        """Where the model thread posts what it has finished."""
+        assert self._open is not None, "only while the bus is open"
+        return self._open.pump
 
     @property
     def wants_batches(self) -> bool:
@@ -184,70 +182,28 @@ class EventBus:
                 names.update(dict.fromkeys(own.variables))
         return list(names)
 
-    def handed_over(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any]) -> int:
-        """In the model thread, after posting a batch with these inputs and outputs: wake the pump, and sleep while the outbox is full.
-
-        Returns how many more may be posted before this is called again: as many as a handful and MAILBOX_BYTES hold.
-        """
-        opened = self._open
-        if opened is None:
-            return WAKE_EVERY
-        n_bytes = nbytes_of(inputs, outputs)
-        opened.most = most = min(OUTBOX, max(MAILBOX_BYTES // n_bytes, 2)) if n_bytes else OUTBOX
-        self.wake()
-        while len(self._outbox) >= most and not opened.closed and not opened.released:
-            opened.thread.asleep = True
-            self.wake()
-            if len(self._outbox) >= most and not opened.closed and not opened.released:
-                opened.thread.sleep(0.5)
-            opened.thread.asleep = False
-        return min(WAKE_EVERY, most // 2)
-
-    def wake(self) -> None:
-        """Wake the pump if it sleeps. Thread-safe."""
-        opened = self._open
-        if opened is not None:
-            opened.hurry = True
-            if opened.pump.asleep:
-                opened.pump.wake()
-
-    def wake_soon(self) -> None:
-        """The model thread is about to sleep for want of a batch: what it has posted must not lie for long.
-
-        With quick steps that happens after every handful. So unless the last delivery is WAKE_AFTER_S ago, the pump
-        only notes it and waits out that time, lest every handful pays for waking all the hooks.
-        """
-        opened = self._open
-        if opened is not None and self._outbox and opened.pump.asleep and not opened.patient:
-            opened.pump.wake()
-
     def release_thread(self, released: bool) -> None:
         """While released, the thread never waits for room: the run is being stopped or has failed."""
         if self._open is not None:
-            self._open.released = released
-            if released:
-                self._open.thread.wake()
+            self._open.pump.release_thread(released)
 
     # --- delivery (on the loop) ---------------------------------------------------------------------------------
 
     def publish(self, event: Event) -> None:
         """An event that is no barrier: reaches each hook behind the batches before it."""
-        self._outbox.append(event)
-        self.wake()
+        if self._open is not None:
+            self._open.pump.put(event)
 
     def mark(self) -> Marker:
         """Send a marker behind everything finished so far; hooks leave their state as of now in it."""
         marker = Marker(self._subscriptions)
-        self._outbox.append(marker)
-        self.wake()
+        self.pump.put(marker)
         return marker
 
     async def flush(self) -> None:
         """Wait until everything posted has reached the mailboxes."""
-        opened = self._open
-        while opened is not None and not opened.closed and (self._outbox or opened.pumping):
-            self.wake()
-            await opened.pumped.wait()
+        if self._open is not None:
+            await self._open.pump.flush()
 
     async def settle(self, *, background: bool = False) -> None:
         """Wait until everything posted has been handled by every hook, those in the `background` only if asked."""
@@ -318,15 +274,17 @@ class EventBus:
 
     def drop_backlog(self) -> None:
         """Forget everything that was not handled yet: the run is aborted."""
-        for entry in self._outbox:
-            if isinstance(entry, Marker):
-                for own in self._subscriptions:
-                    entry.reached(own.name, None)
-        self._outbox.clear()
+        for marker in self._markers_on_their_way():
+            for own in self._subscriptions:
+                marker.reached(own.name, None)
         for own in self._subscriptions:
             own.drop_backlog()
         if self._open is not None:
-            self._open.room_freed()
+            self._open.pump.drop()
+
+    def _markers_on_their_way(self) -> list[Marker]:
+        outbox = self._open.pump.outbox if self._open is not None else ()
+        return [entry for entry in outbox if isinstance(entry, Marker)]
 
     def publish_last(self, event: AfterBatch) -> None:
         """The run ends with this step: hooks for which it was not due by their cadence get it now."""
@@ -347,62 +305,14 @@ class EventBus:
             and not own.due(event.stream, event.train, event.step, event.timed)
         ]
 
-    async def _pump(self, opened: _Opened) -> None:
-        outbox = self._outbox
-        delivered_s = 0.0
-        while True:
-            opened.pumping = bool(outbox)
-            if not outbox:
-                opened.pumped.tell()
-                opened.hurry = False
-                opened.pump.asleep = True
-                if not outbox:
-                    await opened.pump.sleep()
-                await self._be_patient(opened, delivered_s + WAKE_AFTER_S - time.perf_counter())
-                continue
-            entry = outbox[0]
-            if isinstance(entry, tuple | AfterBatch):
-                room = min((own.room for own in self._subscriptions if own.wants_batches), default=OUTBOX)
-                if room <= 0:
-                    opened.room.asleep = True
-                    await opened.room.sleep()
-                    continue
-                self._fan_out(self._take_batches(min(room, WAKE_EVERY)))
-                delivered_s = time.perf_counter()
-            else:
-                outbox.popleft()
-                for own in self._subscriptions:
-                    own.deliver([entry])
-                if isinstance(entry, Event):
-                    self._remember(entry)
-            if opened.thread.asleep and len(outbox) * 2 <= opened.most:
-                opened.thread.wake()
-            await anyio.lowlevel.checkpoint()
+    def _room(self) -> int:
+        return min((own.room for own in self._subscriptions if own.wants_batches), default=OUTBOX)
 
-    def _take_batches(self, most: int) -> list[AfterBatch]:
-        """Up to `most` batches from the front of the outbox, as events."""
-        outbox = self._outbox
-        events: list[AfterBatch] = []
-        for _ in range(min(most, len(outbox))):
-            entry = outbox[0]
-            if isinstance(entry, tuple):
-                events.append(as_event(entry))
-            elif isinstance(entry, AfterBatch):
-                events.append(entry)
-            else:
-                break
-            outbox.popleft()
-        return events
-
-    async def _be_patient(self, opened: _Opened, left_s: float) -> None:
-        """Let some more events come together, unless somebody is in a hurry."""
-        if left_s <= 0:
-            return
-        opened.patient = opened.pump.asleep = True
-        if not opened.hurry:
-            with anyio.move_on_after(left_s):
-                await opened.pump.sleep()
-        opened.patient = opened.pump.asleep = False
+    def _pass_on(self, entry: Event | Marker) -> None:
+        for own in self._subscriptions:
+            own.deliver([entry])
+        if isinstance(entry, Event):
+            self._remember(entry)
 
     def _fan_out(self, events: list[AfterBatch]) -> None:
         n_bytes = nbytes_of(events[0].inputs, events[0].outputs)
@@ -466,32 +376,17 @@ class _Opened:
         self,
         tasks: TaskGroup,
         loop: LoopHandle,
-        pump: LoopSleeper,
-        room: LoopSleeper,
-        thread: ThreadSleeper,
+        pump: Pump,
         fail: OnFailure,
         stop: OnStop,
         log: OnLog,
     ) -> None:
-        self.tasks, self.loop, self.pump, self.room, self.thread = tasks, loop, pump, room, thread
+        self.tasks, self.loop, self.pump = tasks, loop, pump
         self.fail, self.stop, self.log = fail, stop, log
         self.scopes: list[anyio.CancelScope] = []
-        self.pumping = False
-        self.most = OUTBOX
-        """How many events may wait in the outbox; less than OUTBOX when they are large. Written by the model thread."""
-        self.hurry = False
-        """Whether somebody wants what is in the outbox delivered at once."""
-        self.patient = False
-        """Whether the pump sleeps although something is in the outbox; only who is in a hurry wakes it then."""
-        self.pumped = Notice()
         self.closed = False
-        self.released = False
         self.begun = False
         """before_training is over: a hook that comes now counts as set up."""
-
-    def room_freed(self) -> None:
-        if self.room.asleep:
-            self.room.wake()
 
 
 class _FunctionHook:

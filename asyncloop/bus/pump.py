@@ -1,0 +1,178 @@
+"""Pump: carries what the model thread has finished to the hooks' mailboxes, and disturbs the model as little as can be.
+
+    model thread ──► outbox (a deque) ──► one call on the loop for all that piled up ──► fan out
+
+Waking a sleeping loop costs the thread that does it up to 70 µs, mostly in the kernel. So while steps are quick the
+loop looks by itself every DELIVER_EVERY_S, and the thread wakes it only when the outbox fills or a step took longer.
+Delivering is a function that the loop calls, not a task: while a model takes and drops the interpreter lock around each
+of its operations, every further round of the loop costs the model a wait for that lock.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import anyio
+
+from asyncloop.bus.finished import Finished, as_event
+from asyncloop.bus.subscription import MAILBOX_BYTES, Marker
+from asyncloop.bus.views import nbytes_of
+from asyncloop.events import AfterBatch, Event
+from asyncloop.threads import LoopHandle, LoopSleeper, Notice, ThreadSleeper
+
+__all__ = ["DELIVER_EVERY_S", "OUTBOX", "Pump"]
+
+DELIVER_EVERY_S = 4e-3
+"""Hooks hear of a step within this time, or right after it if it took longer."""
+OUTBOX = 256
+_FAN_OUT = 64
+
+
+class Pump:
+    """Owns the outbox. Only `post`, `handed_over`, `wake_soon` and `release_thread` are called from the model thread.
+
+    `room()` says how many batches the mailboxes take, `fan_out` delivers those, `pass_on` anything else.
+    """
+
+    def __init__(
+        self,
+        loop: LoopHandle,
+        room: Callable[[], int],
+        fan_out: Callable[[list[AfterBatch]], None],
+        pass_on: Callable[[Event | Marker], None],
+    ) -> None:
+        self.outbox: deque[Event | Finished | Marker] = deque()
+        self.post: Callable[[Finished | AfterBatch], None] = self.outbox.append
+        """Hand over one batch from the model thread. Never waits; after as many as `handed_over` said, call it."""
+        self._loop, self._room, self._fan_out, self._pass_on = loop, room, fan_out, pass_on
+        self._called = False
+        """Whether a call is on its way; nobody needs to ask for another."""
+        self._blocked = False
+        """Whether some mailbox is full; the next call comes when it is not."""
+        self._closed = False
+        self._ticking = False
+        """Whether the loop looks by itself every now and then."""
+        self._thread = ThreadSleeper()
+        self._released = False
+        self._most = OUTBOX
+        """How many events may wait in the outbox; less than OUTBOX when they are large. Written by the model thread."""
+        self._ticker = LoopSleeper(loop)
+        self._emptied = Notice()
+
+    # --- from the model thread ----------------------------------------------------------------------------------
+
+    def handed_over(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any], *, soon: bool) -> int:
+        """After posting a batch with these inputs and outputs: have it delivered, and sleep while the outbox is full.
+
+        `soon`: within DELIVER_EVERY_S will do. Returns how many more may be posted before this is called again.
+        """
+        n_bytes = nbytes_of(inputs, outputs)
+        self._most = most = min(OUTBOX, max(MAILBOX_BYTES // n_bytes, 2)) if n_bytes else OUTBOX
+        if soon:
+            self.wake_soon()
+        else:
+            self.wake()
+        while self._must_wait():
+            self._thread.asleep = True
+            self.wake()
+            if self._must_wait():
+                self._thread.sleep(0.5)
+            self._thread.asleep = False
+        return most // 2
+
+    def _must_wait(self) -> bool:
+        return len(self.outbox) >= self._most and not self._closed and not self._released
+
+    def wake(self) -> None:
+        """Have everything posted so far delivered. Thread-safe."""
+        if not self._called:
+            self._called = True
+            self._loop.soon(self._deliver)
+
+    def wake_soon(self) -> None:
+        """Have it delivered within DELIVER_EVERY_S. Costs the thread nothing while the loop looks by itself."""
+        if not self._ticking and self._ticker.asleep:
+            self._ticker.wake()
+
+    def release_thread(self, released: bool) -> None:
+        """While released, the thread never waits for room: the run is being stopped or has failed. Thread-safe."""
+        self._released = released
+        if released:
+            self._thread.wake()
+
+    # --- on the loop --------------------------------------------------------------------------------------------
+
+    def put(self, entry: Event | Marker) -> None:
+        """Something that is no batch; it is delivered behind the batches before it."""
+        self.outbox.append(entry)
+        self.wake()
+
+    async def flush(self) -> None:
+        """Wait until everything posted has reached the mailboxes."""
+        while self.outbox and not self._closed:
+            self.wake()
+            await self._emptied.wait()
+
+    def room_freed(self) -> None:
+        """Some mailbox has room again."""
+        if self._blocked:
+            self._blocked = False
+            self.wake()
+
+    def drop(self) -> None:
+        """Forget what was not delivered yet."""
+        self.outbox.clear()
+        self._emptied.tell()
+
+    def close(self) -> None:
+        self._closed = True
+        self._thread.wake()
+        self._emptied.tell()
+
+    async def tick(self) -> None:
+        """The task that looks every DELIVER_EVERY_S, for as long as it finds something. Runs until cancelled."""
+        while True:
+            self._ticker.asleep = True
+            if not self.outbox:
+                await self._ticker.sleep()
+            self._ticking, self._ticker.asleep = True, False
+            while self.outbox:
+                self._deliver()
+                await anyio.sleep(DELIVER_EVERY_S)
+            self._ticking = False
+
+    def _deliver(self) -> None:
+        self._called = False
+        outbox = self.outbox
+        while outbox and not self._closed:
+            entry = outbox[0]
+            if not isinstance(entry, tuple | AfterBatch):
+                outbox.popleft()
+                self._pass_on(entry)
+                continue
+            room = self._room()
+            if room <= 0:
+                self._blocked = True
+                break
+            self._fan_out(self._take(min(room, _FAN_OUT)))
+        if not outbox:
+            self._emptied.tell()
+        if self._thread.asleep and len(outbox) * 2 <= self._most:
+            self._thread.wake()
+
+    def _take(self, most: int) -> list[AfterBatch]:
+        """Up to `most` batches from the front of the outbox, as events."""
+        outbox = self.outbox
+        events: list[AfterBatch] = []
+        for _ in range(min(most, len(outbox))):
+            entry = outbox[0]
+            if isinstance(entry, tuple):
+                events.append(as_event(entry))
+            elif isinstance(entry, AfterBatch):
+                events.append(entry)
+            else:
+                break
+            outbox.popleft()
+        return events
