@@ -135,22 +135,23 @@ async def first_batches(dataset: Any, streams: Sequence[str], seed: int) -> dict
 
 async def _first_batch(dataset: Any, stream: str, seed: int) -> Batch:
     at = Pass(stream, 0, seed)
-    node = await open_node(dataset, stream, None, at)
     problem: Exception | None = None
     value: Any = None
-    async with OwnThread(f"asyncloop first batch of {stream!r}") as reader, anyio.create_task_group() as tasks:
-        feed = open_feed(
-            node, at, None, buffer=1, known_cost_s=None, tasks=tasks,
-            close_on_model_thread=reader.call, on_exhausted=lambda: None,
-        )  # fmt: skip
-        try:
-            value, _ = await reader.call(feed.next, on_cancel=feed.interrupt)
-        except EndOfStream:
-            problem = DataError(f"stream {stream!r} is empty")
-        except Exception as error:
-            error.add_note(f"stream {stream!r}, batch 0")
-            problem = error
-        await feed.aclose()
+    async with OwnThread(f"asyncloop first batch of {stream!r}") as reader:
+        node = await open_node(dataset, stream, None, at, reader)
+        async with anyio.create_task_group() as tasks:
+            feed = open_feed(
+                node, at, None, buffer=1, known_cost_s=None, tasks=tasks,
+                close_on_model_thread=reader.call, on_exhausted=lambda: None,
+            )  # fmt: skip
+            try:
+                value, _ = await reader.call(feed.next, on_cancel=feed.interrupt)
+            except EndOfStream:
+                problem = DataError(f"stream {stream!r} is empty")
+            except Exception as error:
+                error.add_note(f"stream {stream!r}, batch 0")
+                problem = error
+            await feed.aclose()
     if problem is not None:
         raise problem
     batch = as_batch(value, stream, 0)
