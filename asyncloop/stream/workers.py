@@ -8,7 +8,6 @@ costs nothing as long as the window holds more.
 from __future__ import annotations
 
 import inspect
-import math
 import sys
 import threading
 import time
@@ -80,8 +79,11 @@ class _Window:
         self._stage, self._at = stage, at
         self._call = calling(stage.fn, at)
         self._slots: deque[_Slot] = deque()
-        loop = LoopHandle()
+        self._loop = loop = LoopHandle()
         self._taker, self._feeder = LoopSleeper(loop), LoopSleeper(loop)
+        self._waiting: deque[_Slot] = deque()
+        self._idle: list[LoopSleeper] = []
+        self._n_tasks = 0
         self._fed_all = False
         self._closed = False
         self._feed_error: BaseException | None = None
@@ -114,6 +116,8 @@ class _Window:
         """Nobody takes results any more: the feeder ends."""
         self._closed = True
         self._feeder.wake()
+        for worker in self._idle:
+            worker.wake()
 
     async def next(self) -> _Slot | None:
         """The oldest slot once it is done, None after the last. Raises what its call (or the feeder) raised."""
@@ -152,20 +156,41 @@ class _Window:
 
     def _start(self, slot: _Slot) -> None:
         if self._is_async:
-            assert self._at.tasks is not None
-            self._at.tasks.start_soon(self._run_async, slot)
+            self._start_async(slot)
             return
         if self._pool is None:
             self._pool = _ThreadPool(self._stage.concurrency, f"asyncloop map of {self._at.stream!r}", self._run)
             self._at.closers.append(self._pool.aclose)
         self._pool.submit(slot)
 
+    def _start_async(self, slot: _Slot) -> None:
+        """For an idle task, or for a new one: as many as elements may be in work, since making one costs ten calls."""
+        self._waiting.append(slot)
+        if self._idle:
+            self._idle.pop().wake()
+        elif self._n_tasks < self._stage.concurrency:
+            assert self._at.tasks is not None
+            self._n_tasks += 1
+            self._at.tasks.start_soon(self._work)
+
+    async def _work(self) -> None:
+        sleeper = LoopSleeper(self._loop)
+        while not self._closed:
+            if self._waiting:
+                await self._run_async(self._waiting.popleft())
+                continue
+            self._idle.append(sleeper)
+            await sleeper.sleep()
+
     async def _run_async(self, slot: _Slot) -> None:
+        deadline = self._stage.deadline
         for attempt in range(self._stage.retries + 1):
-            deadline = self._stage.deadline
-            scope = anyio.CancelScope(deadline=math.inf if deadline is None else anyio.current_time() + deadline)
             try:
-                with scope:
+                if deadline is None:
+                    slot.result = await self._call(slot.value, slot.index)
+                    slot.error = None
+                    break
+                with anyio.move_on_after(deadline) as scope:
                     slot.result = await self._call(slot.value, slot.index)
                 if not scope.cancelled_caught:
                     slot.error = None

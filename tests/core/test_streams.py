@@ -341,3 +341,16 @@ async def test_a_stop_right_after_a_chain_moved_to_a_thread_ends_it() -> None:
     model = Counting(lambda n, train: engine.control.stop("enough") if n == 16 else None)
     engine = Engine(model, Arrays())
     await engine.epoch(train=[Stream.range(10_000).map(load, worker="inline")])
+
+
+async def test_the_workers_of_a_repeated_map_end_with_their_round() -> None:
+    at_work: list[int] = []
+
+    async def load(i: int) -> int:
+        at_work.append(sum("_work" in (task.name or "") for task in anyio.get_running_tasks()))
+        await anyio.sleep(0)
+        return i
+
+    stream = Stream.range(6).map(load, concurrency=3).repeat(5)
+    assert [value for value, _ in await opened(stream)] == [*range(6)] * 5
+    assert max(at_work) <= 3 + 3  # a round's own, and those of the round before that are about to end
