@@ -619,7 +619,9 @@ class Engine:
                 "stream %r: %d batches of another size than batch_size=%s were dropped",
                 name, stretch.n_dropped, self.rules.batch_size,
             )  # fmt: skip
-        epoch.data[name] = await self._live_session.thread.call(stretch.means.result)
+        means = stretch.means
+        on_device = any(hasattr(total, "detach") for total in means.sums.values())  # belongs to the model's thread
+        epoch.data[name] = await self._live_session.thread.call(means.result) if on_device else means.result()
 
     async def _gather_logged(self, epoch: EpochRecord) -> None:
         """Every hook has handled the batches; what they logged joins the epoch data."""

@@ -93,7 +93,7 @@ class Pump:
 
     def wake_soon(self) -> None:
         """Have it delivered within DELIVER_EVERY_S. Costs the thread nothing while the loop looks by itself."""
-        if not self._ticking and self._ticker.asleep:
+        if self.outbox and not self._ticking and self._ticker.asleep:
             self._ticker.wake()
 
     def release_thread(self, released: bool) -> None:
