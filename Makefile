@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test lint format clean
+.PHONY: demo test lint format bench bench-quick clean
 
 demo: $(VENV)/.demo ## install and train an MLP on handwritten digits
 	$(BIN)/asyncloop run examples/digits/cfg.toml
@@ -23,6 +23,12 @@ format: $(VENV)/.test
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+bench: $(VENV)/.bench ## measure asyncloop beside the systems people use: tables, bench/results, docs/img (25 minutes)
+	$(BIN)/python -m bench --charts docs/img
+
+bench-quick: $(VENV)/.demo ## a selection of it in two minutes, with the peers that are installed
+	$(BIN)/python -m bench --quick
+
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
@@ -33,6 +39,12 @@ $(VENV)/.demo: $(VENV)/bin/python pyproject.toml
 $(VENV)/.test: $(VENV)/bin/python pyproject.toml
 	$(PIP) install --quiet --upgrade "pip>=25.1"
 	$(PIP) install --quiet -e . --group dev
+	touch $@
+
+$(VENV)/.bench: $(VENV)/bin/python pyproject.toml
+	$(PIP) install --quiet --upgrade "pip>=25.1"
+	$(PIP) install --quiet torch==2.13.0
+	$(PIP) install --quiet -e . --group bench
 	touch $@
 
 clean:

@@ -1,0 +1,114 @@
+"""python -m bench [SCENARIO …]: measure, print a table for each scenario, write JSON and charts."""
+
+from __future__ import annotations
+
+import os
+
+if __name__ == "__main__":  # a step computes on one thread, in every system; this is read when numpy is imported
+    for _library in ("OMP", "OPENBLAS", "MKL"):
+        os.environ.setdefault(f"{_library}_NUM_THREADS", "1")
+
+import argparse
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from bench.harness import Plan, Result, run_scenario
+from bench.report import console as terminal
+from bench.report import print_result, write_json
+from bench.scenarios import QUICK, scenarios
+from bench.systems.registry import all_systems, family_names, missing
+
+ROOT = Path(__file__).parent
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """0: measured. 1: a row is invalid, or with --check a goal's must is missed. 2: wrong arguments."""
+    options = _arguments().parse_args(arguments)
+    known, console = scenarios(), terminal()
+    if unknown := [name for name in options.scenarios if name not in known]:
+        console.print(f"no scenario {', '.join(unknown)}; there are {', '.join(known)}", style="red")
+        return 2
+    if unknown := [name for name in options.systems if name not in family_names()]:
+        console.print(f"no system {', '.join(unknown)}; there are {', '.join(family_names())}", style="red")
+        return 2
+    if options.list:
+        _list(console)
+        return 0
+    warnings.filterwarnings(
+        "ignore", module=r"(torch|torchdata|lightning|ignite|accelerate|grain|spdl|multiprocessing)\b"
+    )
+    plan = Plan(options.quick, 0.25 if options.quick else 1.0)
+    names = options.scenarios or (QUICK if options.quick else list(known))
+    n_rounds = options.rounds or (3 if options.quick else 5)
+    results = [_measured(name, plan, n_rounds, options.systems, options.results, console) for name in names]
+    if options.charts:
+        from bench.charts import draw_all
+
+        for path in draw_all(options.results, options.charts):
+            console.print(f"drew {path}", style="dim")
+    return _summary(results, options.check, console)
+
+
+def _arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help="default: all, or a selection with --quick")
+    parser.add_argument("--quick", action="store_true", help="two minutes: few batches, three rounds, quick starters")
+    parser.add_argument("--systems", type=_names, default=[], metavar="A,B", help="only these, beside the references")
+    parser.add_argument("--rounds", type=int, help="default: 5, with --quick 3")
+    parser.add_argument("--results", type=Path, default=ROOT / "results", metavar="DIR", help="where the JSON goes")
+    parser.add_argument("--charts", type=Path, metavar="DIR", help="draw charts of all results there are into DIR")
+    parser.add_argument("--list", action="store_true", help="what there is, and what is not installed")
+    parser.add_argument("--check", action="store_true", help="exit with 1 if the must of a goal is missed")
+    return parser
+
+
+def _names(text: str) -> list[str]:
+    return [name for name in text.split(",") if name]
+
+
+def _list(console: Console) -> None:
+    for name, build in scenarios().items():
+        console.print(f"{name:14}{' quick ' if name in QUICK else '       '}{build.__doc__}", highlight=False)
+    console.print()
+    for name, system in all_systems().items():
+        console.print(f"{system.family:12}{name:40}{missing(system.needs) or ''}", highlight=False)
+
+
+def _measured(name: str, plan: Plan, n_rounds: int, families: list[str], folder: Path, console: Console) -> Result:
+    scenario = scenarios()[name](plan)
+    with console.status(f"{name} …") as status:
+
+        def progress(line: str) -> None:
+            if line.endswith("\n"):
+                console.print(line.rstrip(), style="dim", highlight=False)
+            else:
+                status.update(line)
+
+        result = run_scenario(scenario, n_rounds, families, progress)
+    print_result(result, console)
+    write_json(result, folder, plan.quick)
+    return result
+
+
+def _summary(results: list[Result], checking: bool, console: Console) -> int:
+    verdicts = [verdict for result in results for verdict in result.verdicts]
+    judged = [verdict for verdict in verdicts if verdict.must is not None]
+    reached = sum(verdict.must is True for verdict in judged)
+    moonshots = sum(verdict.moonshot is True for verdict in verdicts)
+    n_moonshots = sum(verdict.moonshot is not None for verdict in verdicts)
+    console.print(f"goals: {reached} of {len(judged)} musts reached, {moonshots} of {n_moonshots} moonshots")
+    for result in results:
+        for verdict in result.missed:
+            console.print(f"missed in {result.scenario.name}: {verdict.goal.name}", highlight=False)
+        for measured in result.invalid:
+            console.print(f"invalid in {result.scenario.name}: {measured.row.name}", style="red", highlight=False)
+    failed = any(result.invalid for result in results) or (checking and any(result.missed for result in results))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

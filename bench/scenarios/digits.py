@@ -1,0 +1,108 @@
+"""Digits: real small training steps with three metric hooks. Times the bare loop, same weights at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache
+
+from bench.digits import Network, digits_job
+from bench.harness import Metric, Plan, Reading, Row, Scenario, WrongResult, check, reading_of, row
+from bench.job import Job
+from bench.scenarios.goals import buffer_goals, goals_of_main_rows
+from bench.systems import System, named
+from bench.systems.asyncloop import ASYNCLOOPS
+from bench.systems.plain import PlainLoop
+from bench.systems.registry import missing
+
+__all__ = ["beside_the_bare_loop", "cnn", "mlp"]
+
+PEERS = (
+    "thread + queue",
+    "naive asyncio",
+    "naive uvloop",
+    "ignite",
+    "ignite + DataLoader(0)",
+    "Lightning + DataLoader(0)",
+    "accelerate + DataLoader(0)",
+    "DataLoader(0)",
+    "DataLoader(2)",
+    "SPDL",
+    "grain, no threads",
+    "grain, threads",
+    "torchdata nodes",
+)
+
+WITH_CNN = (
+    "thread + queue",
+    "naive uvloop",
+    "ignite",
+    "Lightning + DataLoader(0)",
+    "accelerate + DataLoader(0)",
+    "DataLoader(0)",
+    "DataLoader(2)",
+    "SPDL",
+    "grain, no threads",
+)
+"""The longer step says less about each of them, and takes longer to say it."""
+
+QUICK_PEERS = ("thread + queue", "naive uvloop", "ignite", "DataLoader(0)", "SPDL", "grain, no threads")
+
+
+def mlp(plan: Plan) -> Scenario:
+    """An MLP whose step takes one or two hundred microseconds, most of them spent letting go of the lock and taking it."""
+    return _digits(plan, "digits-mlp", "mlp", n=1500, must=1.20, moonshot=1.05)
+
+
+def cnn(plan: Plan) -> Scenario:
+    """A CNN whose step takes a millisecond or two, most of them in native code."""
+    return _digits(plan, "digits-cnn", "cnn", n=300, must=1.03, moonshot=0.99)
+
+
+def _digits(plan: Plan, name: str, network: Network, n: int, must: float, moonshot: float) -> Scenario:
+    n = plan.n(n)
+    title = f"{network.upper()} on handwritten digits, batches of 32, three metric hooks, one torch thread"
+    metric = Metric("bare loop", "×", lambda one, name: one[name]["batch_s"] / one[name]["bare_s"])
+    total = Metric("a batch", "µs", lambda one, name: one[name]["batch_s"] * 1e6)
+    speed = Metric("examples", "1/s", lambda one, name: 32 / one[name]["batch_s"])
+    names = PEERS if network == "mlp" else WITH_CNN
+    peers = [system for system in named(names) if not plan.quick or system.name in QUICK_PEERS]
+    ours = [system for system in ASYNCLOOPS if system.source == "generator"]
+    return Scenario(
+        name,
+        title,
+        _rows(n, network, [*ours, *peers]),
+        [metric, total, speed],
+        [*goals_of_main_rows(metric, must, moonshot), *buffer_goals()],
+        remarks=["The bare loop runs right before and right after each system; weights must equal its bit by bit."],
+    )
+
+
+def _rows(n: int, network: Network, systems: Sequence[System]) -> list[Row]:
+    if note := missing(("torch",)):
+        names = [("bare loop", "plain"), *((system.name, system.family) for system in systems)]
+        return [Row(name, family, dict[str, float], name == "bare loop", note) for name, family in names]
+    job = digits_job(n, network)
+    weights = cache(lambda: PlainLoop().run(job).weights)
+    bare_loop = beside_the_bare_loop(PlainLoop(), job, weights)
+    bare = Row("bare loop", "plain", bare_loop, reference=True, notes={"batches": n})
+    return [bare, *(row(system, beside_the_bare_loop(system, job, weights), batches=n) for system in systems)]
+
+
+def beside_the_bare_loop(system: System, job: Job, weights: Callable[[], str]) -> Callable[[], Reading]:
+    """Measures a system between two short runs of the bare loop, which drifts by more than a good loop costs.
+
+    `weights` gives the digest of the bare loop's final weights.
+    """
+    bare, half = PlainLoop(), replace(job, batches=job.batches[: job.n // 2])
+
+    def measure() -> Reading:
+        expected, before = weights(), bare.run(half).seconds
+        outcome = system.run(job)
+        after = bare.run(half).seconds
+        check(job, outcome)
+        if outcome.weights != expected:
+            raise WrongResult("the final weights are not those of the bare loop")
+        return {**reading_of(job, outcome), "bare_s": (before + after) / 2 / half.n}
+
+    return measure

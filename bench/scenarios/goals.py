@@ -1,0 +1,37 @@
+"""Goals that several scenarios share."""
+
+from __future__ import annotations
+
+from bench.harness import Goal, Metric, Round
+from bench.systems.asyncloop import MAIN
+
+__all__ = ["buffer_goals", "goals_of_main_rows"]
+
+
+def goals_of_main_rows(metric: Metric, must: float, moonshot: float | None, *, more: bool = False) -> list[Goal]:
+    """The same goal for the default asyncloop on both event loops."""
+    return [_of_row(metric, row, must, moonshot, more) for row in MAIN]
+
+
+def _of_row(metric: Metric, row: str, must: float, moonshot: float | None, more: bool) -> Goal:
+    def value(one: Round) -> float:
+        one[row]
+        found = metric.value(one, row)
+        if found is None:
+            raise KeyError(row)
+        return found
+
+    return Goal(f"{row}, {metric.name}", value, metric.unit, must, moonshot, "more" if more else "less")
+
+
+def buffer_goals() -> list[Goal]:
+    """`buffer="auto"` takes at most 3 % longer a batch than the better of 0 and 64, in steady state."""
+    return [_auto(row) for row in MAIN]
+
+
+def _auto(row: str) -> Goal:
+    def value(one: Round) -> float:
+        fixed = min(one[f"{row}, buffer {buffer}"]["steady_s"] for buffer in (0, 64))
+        return (one[row]["steady_s"] / fixed - 1) * 100
+
+    return Goal(f'{row}, buffer "auto" against the better of 0 and 64', value, "% longer", 3.0)
