@@ -63,13 +63,13 @@ def _unequal(batch: Batch, stream: str, index: int) -> DataError:
 
 def _length(source: Any) -> int:
     """`len` of a source; a tensor's own takes ten times as long as its shape."""
-    shape = getattr(source, "shape", None)
-    return shape[0] if shape else len(source)
+    shape: Any = getattr(source, "shape", None)
+    return cast("tuple[int, ...]", shape)[0] if shape and isinstance(shape, tuple) else len(source)
 
 
 def _has_length(source: Any) -> bool:
     try:
-        len(source)
+        _length(source)
     except TypeError:
         return False
     return True

@@ -160,11 +160,9 @@ class Engine:
     async def train(self) -> Result:
         """The zeroth evaluation, then epochs until `epochs`, `steps` or a stop. Raises what model, data or hooks raise."""
         self.check_streams()
-        zeroth = self._zeroth_streams()
-        first = (zeroth[0], False) if zeroth else None if self.progress.finished else (self.train_stream, True)
-        async with self._running(first=first):
-            if zeroth:
-                await self._zeroth_epoch(zeroth)
+        async with self._running():
+            if not self.skip_zeroth_epoch and self.progress.epochs_done == 0 and self.progress.step == 0:
+                await self._zeroth_epoch()
             while not self.progress.finished:
                 await self._train_epoch()
         return self._result()
@@ -173,7 +171,7 @@ class Engine:
         """One pass of each stream without training. No cursor of a training stream moves."""
         names = list(streams or self.extra_streams)
         check_streams(self.dataset, names)
-        async with self._running(first=(names[0], False) if names else None):
+        async with self._running():
             await self._evaluation_epoch(names, {}, [(name, False) for name in names])
         return self._result()
 
@@ -202,17 +200,13 @@ class Engine:
             await self._end_epoch(epoch, trained=bool(train_names))
         return data
 
-    def _zeroth_streams(self) -> list[str]:
-        """What is evaluated before training: the train stream too, if something bounds it. Nothing when training goes on."""
-        if self.skip_zeroth_epoch or self.progress.epochs_done or self.progress.step:
-            return []
+    async def _zeroth_epoch(self) -> None:
         bounded = self.progress.epochs is not None or self.epoch_size is not None
-        return [*([self.train_stream] if bounded else []), *self.extra_streams]
-
-    async def _zeroth_epoch(self, names: list[str]) -> None:
-        trains_next = [] if self.progress.finished else [(self.train_stream, True)]
-        plan = [*((name, False) for name in names), *trains_next]
-        await self._evaluation_epoch(names, {self.train_stream: self.epoch_size}, plan)
+        names = [*([self.train_stream] if bounded else []), *self.extra_streams]
+        if names:
+            trains_next = [] if self.progress.finished else [(self.train_stream, True)]
+            plan = [*((name, False) for name in names), *trains_next]
+            await self._evaluation_epoch(names, {self.train_stream: self.epoch_size}, plan)
 
     async def _evaluation_epoch(
         self, names: list[str], limits: Mapping[str, int | None], plan: Sequence[tuple[str, bool]]
@@ -440,11 +434,8 @@ class Engine:
     # --- beginning and end --------------------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def _running(self, announce: bool = True, first: tuple[str, bool] | None = None) -> AsyncGenerator[None]:
-        """A session around a call, with before_ and after_training unless an outer `async with engine` has them.
-
-        `first`: the stream that is read first, and whether to train; it is opened while hooks prepare.
-        """
+    async def _running(self, announce: bool = True) -> AsyncGenerator[None]:
+        """A session around a call, with before_ and after_training unless an outer `async with engine` has them."""
         if self._busy:
             raise UsageError("this engine is running already; one engine runs one call at a time")
         self._busy = True
@@ -455,22 +446,22 @@ class Engine:
                 except _Stopped:
                     pass
             else:
-                async with self._opened(announce, first):
+                async with self._opened(announce):
                     yield
         finally:
             self._busy = False
 
     @asynccontextmanager
-    async def _opened(self, announce: bool, first: tuple[str, bool] | None = None) -> AsyncGenerator[None]:
+    async def _opened(self, announce: bool) -> AsyncGenerator[None]:
         failure: BaseException | None = None
-        self._failure = None
+        self._failure = self._epoch = None
         session = self._session = self._new_session()
         try:
             async with session:
                 try:
                     if announce:
                         with suppress(_Stopped):  # then the body's first look at the stop ends it
-                            await self._begin(first)
+                            await self._begin()
                     yield
                 except _Stopped:
                     pass
@@ -521,11 +512,9 @@ class Engine:
             deadlines=self._deadlines,
         )
 
-    async def _begin(self, first: tuple[str, bool] | None) -> None:
+    async def _begin(self) -> None:
         if self.own_rng:
             rng.seed_globals(self.seed)
-        if first is not None:
-            self._live_session.warm(*first)
         self._evaluated_s = time.perf_counter()
         await self.bus.barrier(self._event(BeforeTraining))
         self._check_stop()

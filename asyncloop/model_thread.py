@@ -139,7 +139,7 @@ class ModelThread:
         def look() -> bool | None:
             try:
                 feed.give_back(feed.next())
-            except EndOfStream:
+            except (StopIteration, EndOfStream):
                 return True
             except Interrupted:
                 return None
@@ -196,7 +196,7 @@ class ModelThread:
                     return "asked"
                 try:
                     given, cursor = next_item()
-                except EndOfStream:
+                except (StopIteration, EndOfStream):
                     return "end"
                 except Interrupted:
                     return "asked"
@@ -268,8 +268,7 @@ class ModelThread:
                     post(finished)
                     unasked -= 1
                     if not unasked or ended_s + ran_s - woken_s > DELIVER_EVERY_S:
-                        soon = unasked > 0 and ran_s < DELIVER_EVERY_S
-                        unasked = pump.handed_over(batch, outputs, soon=soon)
+                        unasked = pump.handed_over(batch, outputs, soon=ran_s < DELIVER_EVERY_S)
                         woken_s = previous_s = clock()
                     if timed_hooks and _is_lockstep_due(timed_hooks, finished):
                         return "time"
@@ -391,9 +390,12 @@ def _take_output(
     name: str, value: Any, means: WeightedMeans, n_examples: int, lazy: dict[str, Callable[[], Any]] | None
 ) -> dict[str, Callable[[], Any]] | None:
     """Add a scalar output to the means, or a callable to the lazy ones; the lazy outputs so far."""
+    if isinstance(value, float):
+        means.add(name, value, n_examples)
+        return lazy
     sort = _sort(value)
-    if sort == "scalar" or (sort == "array" and value.ndim == 0):
-        means.add(name, _host_scalar(value), n_examples)
+    if sort == "array" and value.ndim == 0 and hasattr(value, "detach"):
+        means.add(name, value.detach(), n_examples)  # stays on its device
     elif sort == "lazy":
         lazy = lazy or {}
         lazy[name] = value
@@ -407,8 +409,8 @@ def _as_number(value: Any) -> Any:
     sort = _sort(value)
     if sort == "scalar" or (sort == "array" and not value.ndim and getattr(value, "is_cpu", True)):
         try:
-            return float(value)
-        except TypeError:  # an array of one object, say
+            return float(value.detach() if getattr(value, "requires_grad", False) else value)
+        except (TypeError, ValueError):  # an array of one object, or of one string
             pass
     return value
 

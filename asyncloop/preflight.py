@@ -138,7 +138,7 @@ async def _first_batch(dataset: Any, stream: str, seed: int) -> Batch:
     problem: Exception | None = None
     value: Any = None
     async with OwnThread(f"asyncloop first batch of {stream!r}") as reader:
-        node = await open_node(dataset, stream, None, at, reader)
+        node = await open_node(dataset, stream, None, at)
         async with anyio.create_task_group() as tasks:
             feed = open_feed(
                 node, at, None, buffer=1, known_cost_s=None, tasks=tasks,

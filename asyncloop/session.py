@@ -118,7 +118,6 @@ class Session:
         self._loop = LoopHandle()
         self._sleeper = LoopSleeper(self._loop)
         self.thread = self._given_thread or await self._stack.enter_async_context(ModelThread())
-        self._opener = await self._stack.enter_async_context(OwnThread("asyncloop streams"))
         if self._checkpoints is not None:
             self._writer = await self._stack.enter_async_context(OwnThread("asyncloop checkpoints", grace_s=60.0))
         if hasattr(self._dataset, "__aenter__"):
@@ -194,11 +193,6 @@ class Session:
             self._open[name] = warm.stream
         return warm.stream
 
-    def warm(self, name: str, train: bool) -> None:
-        """Begin to open a dataset's stream that will be taken first, so that its producers fill meanwhile."""
-        if (name, train) not in self._warm and not (train and name in self._open):
-            self._warm[name, train] = self._begin_opening(name, train, None, None)
-
     def _begin_opening(self, name: str, train: bool, source: object | None, position: Position | None) -> _Opening:
         warm = _Opening()
         self.tasks.start_soon(self._open_stream, warm, name, train, source, position)
@@ -213,7 +207,7 @@ class Session:
         at = Pass(name, position.number, self._seed)
         try:
             with warm.scope:
-                node = await open_node(self._dataset, name, source, at, self._opener)
+                node = await open_node(self._dataset, name, source, at)
                 feed = open_feed(
                     node,
                     at,

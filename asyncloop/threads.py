@@ -10,8 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import logging
+import sys
 import threading
 from collections.abc import Callable, Generator
+from functools import partial
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, TypeVar
@@ -46,8 +48,17 @@ class LoopHandle:
         native: Any = current_token().native_token
         self._thread_id = threading.get_ident()
         # trio's token has run_sync_soon for both; asyncio's loop tells the two apart
-        self._from_thread: Callable[..., Any] = getattr(native, "call_soon_threadsafe", None) or native.run_sync_soon
-        self._here: Callable[..., Any] = getattr(native, "call_soon", None) or native.run_sync_soon
+        self._from_thread: Callable[..., Any]
+        self._here: Callable[..., Any]
+        if hasattr(native, "call_soon_threadsafe"):
+            context = contextvars.copy_context()  # ours, not that of whichever thread calls
+            sniffio = sys.modules.get("sniffio")
+            if sniffio is not None:  # anyio asks it which loop it is, and without a task around it would not know
+                context.run(sniffio.current_async_library_cvar.set, "asyncio")
+            self._from_thread = partial(native.call_soon_threadsafe, context=context)
+            self._here = partial(native.call_soon, context=context)
+        else:
+            self._from_thread = self._here = native.run_sync_soon
         self.future: Callable[[], Any] = getattr(native, "create_future", _EventFuture)
         """Makes what one task awaits until `set_result(None)`: the loop's own future, a quarter of an anyio.Event's cost."""
 

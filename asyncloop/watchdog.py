@@ -39,7 +39,7 @@ async def watch(
 ) -> None:
     """Look at the stretch under way until cancelled; each stall is told once.
 
-    A stalled producer fails the run, unless the model thread itself is inside the user's iterator (buffer 0): that,
+    A stalled producer fails the run, unless the model thread itself is inside the stream, which it reads by itself: that,
     like a step, cannot be interrupted, so it is reported with its stack and goes on being waited for.
     """
     period_s = min(max(min(deadlines.values()) / 4, 0.02), 1.0)

@@ -110,7 +110,7 @@ class EventBus:
         """Start the hooks' tasks and the pump in the engine's task group. `close` ends them."""
         loop = LoopHandle()
         opened = self._open = _Opened(
-            tasks, loop, Pump(loop, self._room, self._fan_out, self._pass_on), fail, stop, log
+            tasks, loop, Pump(loop, self._room, self._fan_out, self._pass_on, fail), fail, stop, log
         )
         self._ended = False
         self._subscriptions = []
@@ -283,7 +283,7 @@ class EventBus:
             self._open.pump.drop()
 
     def _markers_on_their_way(self) -> list[Marker]:
-        outbox = self._open.pump.outbox if self._open is not None else ()
+        outbox = list(self._open.pump.outbox) if self._open is not None else []
         return [entry for entry in outbox if isinstance(entry, Marker)]
 
     def publish_last(self, event: AfterBatch) -> None:
@@ -321,6 +321,7 @@ class EventBus:
                 continue
             if own.add is not None:
                 events = self._added(own, events)
+                n_bytes = nbytes_of(events[0].inputs, events[0].outputs)
             if own.wants_batches:
                 if own.takes_all:
                     self._deliver(own, events, n_bytes)

@@ -10,6 +10,7 @@ of its operations, every further round of the loop costs the model a wait for th
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -20,7 +21,7 @@ from asyncloop.bus.finished import Finished, as_event
 from asyncloop.bus.subscription import MAILBOX_BYTES, Marker
 from asyncloop.bus.views import nbytes_of
 from asyncloop.events import AfterBatch, Event
-from asyncloop.threads import LoopHandle, LoopSleeper, Notice, ThreadSleeper
+from asyncloop.threads import Handful, LoopHandle, LoopSleeper, Notice, ThreadSleeper
 
 __all__ = ["DELIVER_EVERY_S", "OUTBOX", "Pump"]
 
@@ -31,9 +32,10 @@ _FAN_OUT = 64
 
 
 class Pump:
-    """Owns the outbox. Only `post`, `handed_over`, `wake_soon` and `release_thread` are called from the model thread.
+    """Owns the outbox. The model thread calls `post`, `handed_over`, `wake` and `wake_soon`; the rest is the loop's.
 
-    `room()` says how many batches the mailboxes take, `fan_out` delivers those, `pass_on` anything else.
+    `room()` says how many batches the mailboxes take, `fan_out` delivers those, `pass_on` anything else, and `fail` is
+    told what they raise.
     """
 
     def __init__(
@@ -42,11 +44,13 @@ class Pump:
         room: Callable[[], int],
         fan_out: Callable[[list[AfterBatch]], None],
         pass_on: Callable[[Event | Marker], None],
+        fail: Callable[[BaseException], None],
     ) -> None:
         self.outbox: deque[Event | Finished | Marker] = deque()
         self.post: Callable[[Finished | AfterBatch], None] = self.outbox.append
         """Hand over one batch from the model thread. Never waits; after as many as `handed_over` said, call it."""
-        self._loop, self._room, self._fan_out, self._pass_on = loop, room, fan_out, pass_on
+        self._loop, self._room, self._fan_out, self._pass_on, self._fail = loop, room, fan_out, pass_on, fail
+        self._handful = Handful(_FAN_OUT)
         self._called = False
         """Whether a call is on its way; nobody needs to ask for another."""
         self._blocked = False
@@ -66,11 +70,12 @@ class Pump:
     def handed_over(self, inputs: Mapping[str, Any], outputs: Mapping[str, Any], *, soon: bool) -> int:
         """After posting a batch with these inputs and outputs: have it delivered, and sleep while the outbox is full.
 
-        `soon`: within DELIVER_EVERY_S will do. Returns how many more may be posted before this is called again.
+        `soon`: within DELIVER_EVERY_S will do, unless the outbox is half full. Returns how many more may be posted
+        before this is called again.
         """
         n_bytes = nbytes_of(inputs, outputs)
         self._most = most = min(OUTBOX, max(MAILBOX_BYTES // n_bytes, 2)) if n_bytes else OUTBOX
-        if soon:
+        if soon and len(self.outbox) * 2 < most:
             self.wake_soon()
         else:
             self.wake()
@@ -124,7 +129,9 @@ class Pump:
     def drop(self) -> None:
         """Forget what was not delivered yet."""
         self.outbox.clear()
+        self._blocked = False
         self._emptied.tell()
+        self._thread.wake()
 
     def close(self) -> None:
         self._closed = True
@@ -144,23 +151,35 @@ class Pump:
             self._ticking = False
 
     def _deliver(self) -> None:
+        """One handful of batches, or whatever stands before them; the rest in the next round of the loop."""
         self._called = False
+        try:
+            self._deliver_some()
+        except Exception as error:  # nobody waits for a call of the loop's, so it would be lost
+            self._fail(error)
+        if not self.outbox:
+            self._emptied.tell()
+        elif not self._blocked:
+            self.wake()
+        if self._thread.asleep and len(self.outbox) * 2 <= self._most:
+            self._thread.wake()
+
+    def _deliver_some(self) -> None:
         outbox = self.outbox
         while outbox and not self._closed:
             entry = outbox[0]
-            if not isinstance(entry, tuple | AfterBatch):
-                outbox.popleft()
-                self._pass_on(entry)
-                continue
-            room = self._room()
-            if room <= 0:
-                self._blocked = True
-                break
-            self._fan_out(self._take(min(room, _FAN_OUT)))
-        if not outbox:
-            self._emptied.tell()
-        if self._thread.asleep and len(outbox) * 2 <= self._most:
-            self._thread.wake()
+            if isinstance(entry, tuple | AfterBatch):
+                room = self._room()
+                if room <= 0:
+                    self._blocked = True
+                    return
+                events = self._take(min(room, self._handful.size))
+                began_s = time.perf_counter()
+                self._fan_out(events)
+                self._handful.took(len(events), time.perf_counter() - began_s)
+                return
+            outbox.popleft()
+            self._pass_on(entry)
 
     def _take(self, most: int) -> list[AfterBatch]:
         """Up to `most` batches from the front of the outbox, as events."""

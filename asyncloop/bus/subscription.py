@@ -25,7 +25,7 @@ __all__ = ["MAILBOX_BYTES", "Marker", "Subscription"]
 logger = logging.getLogger("asyncloop")
 
 MAILBOX_BYTES = 64 * 2**20
-_HANDFUL = 64
+_HANDFUL = 32
 _TURN_S = 2e-3
 
 OnFailure = Callable[[BaseException], None]
@@ -153,15 +153,18 @@ class Subscription:
             return MAILBOX_BYTES
         return self.capacity - len(self._box)
 
-    def deliver(self, events: Sequence[Event | Marker], n_bytes: int = 0) -> None:
-        """Put events into the mailbox; what overflows is dropped by policy and counted. `n_bytes`: of one batch event."""
+    def deliver(self, events: Sequence[Event | Marker], n_bytes: int | None = None) -> None:
+        """Put events into the mailbox; what overflows is dropped by policy and counted.
+
+        `n_bytes`: of one of them, if they are batches.
+        """
         if self.disabled:
             for event in events:
                 if isinstance(event, Marker):
                     event.reached(self.name, None)
             return
-        if n_bytes:
-            self.capacity = min(self.mailbox, max(MAILBOX_BYTES // n_bytes, 1))
+        if n_bytes is not None:
+            self.capacity = min(self.mailbox, max(MAILBOX_BYTES // max(n_bytes, 1), 1))
         self._box.extend(events)
         if self.overflow != "block" and len(self._box) > self.capacity:
             self._drop()
@@ -238,12 +241,11 @@ class Subscription:
                 turn_began = clock()
                 continue
             self._busy = True
-            began, first, n = clock(), box[0], len(box)
+            began, first = clock(), box[0]
             await self._next(start)
             now = clock()
             if isinstance(first, AfterBatch):
                 self._count(first.stream, now - began)
-                self._handful.took(n - len(box), now - began)
             if self.overflow == "block" and len(box) * 2 <= self.capacity:
                 self._freed()
             if now - turn_began > _TURN_S:  # a hook that never waits must not keep the loop
@@ -299,17 +301,20 @@ class Subscription:
         """The common way, kept lean: an async `after_batch`, one event after the other."""
         handler, box, in_hand = self._after_batch, self._box, self._in_hand
         assert handler is not None
+        n, began = 0, time.perf_counter()
         try:
-            for _ in range(min(most, len(box))):
+            while n < most and box:
                 event = box.popleft()
                 if not isinstance(event, AfterBatch):
                     box.appendleft(event)
                     break
+                n += 1
                 in_hand.event = event
                 await handler(event)
         except BaseException as error:
             await self._caught(error, self._in_hand.event)
         self._in_hand.event = None
+        self._handful.took(n, time.perf_counter() - began)
 
     async def _one_of_many(self, event: AfterBatch) -> None:
         metric_sink.set(lambda name, value: self._log(event, name, value))

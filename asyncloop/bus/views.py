@@ -63,8 +63,15 @@ def with_added(event: AfterBatch, added: Mapping[str, Any]) -> AfterBatch:
 
 
 def nbytes_of(*parts: Mapping[str, Any]) -> int:
-    """The bytes of the arrays in these mappings."""
-    return sum(getattr(value, "nbytes", 0) for values in parts for value in values.values())
+    """The bytes of the arrays in these mappings, as far as they say."""
+    return sum(_nbytes(value) for values in parts for value in values.values())
+
+
+def _nbytes(value: Any) -> int:
+    try:
+        return getattr(value, "nbytes", 0)
+    except Exception:  # a sparse tensor raises RuntimeError
+        return 0
 
 
 def _missing(event: AfterBatch, name: str, who: str) -> HookError:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -142,12 +142,6 @@ class StreamBuffer(Generic[T]):
             elif not self._rouse_planned:
                 self._rouse_planned = True
                 self._loop.soon(self._end_of_burst)
-
-    def put_all(self, items: Sequence[T]) -> None:
-        """Hand over a handful at once (there must be room for all of it), from the producer's thread."""
-        self._items.extend(items)
-        self._n_put += len(items)
-        self._rouse_taker()
 
     def close(self, error: BaseException | None = None) -> None:
         """No more items. With `error`, the taker gets it, with its own traceback, after the items before it."""

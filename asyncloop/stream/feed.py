@@ -3,7 +3,7 @@
     LoopFeed      a producer task on the event loop fills a StreamBuffer      (async sources, maps with workers)
     ThreadFeed    a producer thread fills a StreamBuffer                      (plain iterators, overlapped)
     WalkedFeed    the model thread walks the stream by itself                 (plain iterators, nothing to overlap)
-    ProbedFeed    walked, until that turns out to take long; then a thread    (our own operators, which may change threads)
+    ProbedFeed    walked, until that turns out to take long; then a thread    (operators, not a user's iterator)
 
 A feed starts reading only once it knows its cursor, so nothing is ever prefetched before it is restored.
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from contextlib import aclosing
 from itertools import islice
 from typing import Any, Literal, Protocol, Self
@@ -22,8 +22,8 @@ from anyio.abc import TaskGroup
 
 from asyncloop.batch import Cursor
 from asyncloop.stats import Timings
-from asyncloop.stream.buffer import BufferStatistics, EndOfStream, Interrupted, StreamBuffer
-from asyncloop.stream.operators import Item, Node, Plain, walked
+from asyncloop.stream.buffer import BufferStatistics, Interrupted, StreamBuffer
+from asyncloop.stream.operators import Item, Node, Over, Plain, Shuffled, walked
 from asyncloop.stream.order import Pass
 from asyncloop.threads import Handful, LoopHandle, OwnThread, stray_cancellation, was_cancelled
 
@@ -46,7 +46,7 @@ class Feed(Protocol):
     pass_number: int
 
     next: Callable[[], Item]
-    """The next (batch, cursor). Raises EndOfStream, the producer's own error, or Interrupted."""
+    """The next (batch, cursor). Raises StopIteration or EndOfStream, the producer's own error, or Interrupted."""
 
     def give_back(self, item: Item) -> None:
         """Put an item back to the front, after a look ahead."""
@@ -92,7 +92,7 @@ class WalkedFeed(_LookAhead):
 
     def __init__(self, node: Node, at: Pass, cursor: Cursor, close_on: Callable[[Callable[[], None]], Any]) -> None:
         self.pass_number = at.number
-        self._items = _until_end(walked(node, at, cursor))
+        self._items = walked(node, at, cursor)
         self._close_on = close_on
         super().__init__(self._items.__next__)
 
@@ -114,11 +114,6 @@ class WalkedFeed(_LookAhead):
 
     async def aclose(self) -> None:
         await self._close_on(self.close)
-
-
-def _until_end(items: Generator[Item, None, None]) -> Generator[Item, None, None]:
-    yield from items
-    raise EndOfStream
 
 
 class _BufferedFeed(_LookAhead):
@@ -184,9 +179,9 @@ class _BufferedFeed(_LookAhead):
         raise NotImplementedError
 
     def _begin_handful(self, now_s: float) -> int:
-        """How many items may be made before anybody looks again; at least one (there is room)."""
+        """How many items may be made before anybody looks again; at least one (there was room a moment ago)."""
         self._began_s = now_s
-        self._under_way = n = min(self._buffer.room(), self._handful.size)
+        self._under_way = n = max(min(self._buffer.room(), self._handful.size), 1)
         return n
 
     def _end_handful(self, batch: Any) -> float:
@@ -201,7 +196,7 @@ class _BufferedFeed(_LookAhead):
         return now_s
 
     def _fit(self, batch: Any) -> None:
-        """Keep what waits in the buffer under AUTO_BYTES, judged by the largest batch seen."""
+        """Keep what waits in the buffer under AUTO_BYTES, judged by the largest batch that ended a handful."""
         values = batch.values() if hasattr(batch, "values") else ()
         n_bytes = sum(getattr(value, "nbytes", 0) for value in values)
         if n_bytes > self._largest:
@@ -281,14 +276,12 @@ class ThreadFeed(_BufferedFeed):
             while True:
                 if not buffer.has_room():
                     buffer.wait_room_in_thread()
-                made: list[Item] = []
-                try:
-                    made.extend(islice(items, self._begin_handful(clock())))
-                finally:
-                    buffer.put_all(made)  # also those before an error
-                if not made:
+                item: Item | None = None
+                for item in islice(items, self._begin_handful(clock())):
+                    buffer.put(item)  # at once: the next one may be long in coming
+                if item is None:
                     return None
-                self._end_handful(made[-1][0])
+                self._end_handful(item[0])
         except Interrupted:
             return None
         except BaseException as error:
@@ -298,7 +291,7 @@ class ThreadFeed(_BufferedFeed):
 
 
 class ProbedFeed(_LookAhead):
-    """The model thread walks the first items by itself; if they are dear, a thread goes on behind them.
+    """The model thread walks the first items by itself; as soon as they turn out dear, a thread goes on behind them.
 
     Only for streams without an iterator of the user's, since that would have to stay on its thread.
     """
@@ -319,7 +312,8 @@ class ProbedFeed(_LookAhead):
         item = self._walked.next()
         self._spent_s += time.perf_counter() - began_s
         self._n += 1
-        if self._n == _PROBED and self._spent_s > _PROBED * WALK_BELOW_S:
+        if self._spent_s > _PROBED * WALK_BELOW_S:
+            self._n = _PROBED
             self._walked.close()
             self._feed = threaded = self._threaded.from_cursor(item[1])
             self._loop.soon(lambda: threaded.start(self._tasks))
@@ -366,10 +360,19 @@ def open_feed(
     if capacity == 0 or (capacity is None and _is_cheap(node, known_cost_s)):
         return WalkedFeed(node, at, cursor, close_on_model_thread)
     threaded = ThreadFeed(node, at, cursor, capacity, on_exhausted)
-    if capacity is None and known_cost_s is None and not node.opaque:
+    if capacity is None and known_cost_s is None and not node.opaque and _goes_back_cheaply(node):
         return ProbedFeed(WalkedFeed(node, at, cursor, close_on_model_thread), threaded, tasks)
     threaded.start(tasks)
     return threaded
+
+
+def _goes_back_cheaply(node: Node) -> bool:
+    """Whether going on from a cursor costs nothing; a shuffle would read its block once more."""
+    while isinstance(node, Over):
+        if isinstance(node, Shuffled):
+            return False
+        node = node.upstream
+    return True
 
 
 def _is_cheap(node: Node, known_cost_s: float | None) -> bool:

@@ -41,8 +41,8 @@ def check_streams(dataset: object, names: list[str]) -> None:
         raise ConfigError(*problems)
 
 
-async def open_node(dataset: object, name: str, given: object | None, at: Pass, opener: OwnThread) -> Node:
-    """The node of a stream for one pass: of the source `given`, or of the dataset's method, called on `opener`.
+async def open_node(dataset: object, name: str, given: object | None, at: Pass) -> Node:
+    """The node of a stream for one pass: of the source `given`, or of the dataset's method, called off the loop.
 
     A generator function is not called here but where it will be iterated. Raises what the method raises.
     """
@@ -54,7 +54,8 @@ async def open_node(dataset: object, name: str, given: object | None, at: Pass, 
             if inspect.iscoroutinefunction(source):
                 source = await called(source, at)
             else:
-                source = await opener.call(called, source, at)
+                async with OwnThread(f"asyncloop opening {name!r}") as thread:
+                    source = await thread.call(called, source, at)
     if isinstance(source, Stream):
         return source.node
     try:

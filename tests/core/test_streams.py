@@ -329,7 +329,7 @@ async def test_a_dear_chain_moves_to_a_thread_after_its_first_items_and_loses_no
     await Engine(model, Arrays()).epoch(train=[Stream.range(60).map(load, worker="inline")])
     assert model.trained_on == list(range(60))
     by_the_model = threads.count("asyncloop model")
-    assert by_the_model == (16 if dear else 60)
+    assert 1 <= by_the_model < 16 if dear else by_the_model == 60
     assert len(threads) == 60
 
 
@@ -338,7 +338,7 @@ async def test_a_stop_right_after_a_chain_moved_to_a_thread_ends_it() -> None:
         time.sleep(0.0005)
         return {"x": np.full(2, i)}
 
-    model = Counting(lambda n, train: engine.control.stop("enough") if n == 16 else None)
+    model = Counting(lambda n, train: engine.control.stop("enough") if n == 3 else None)
     engine = Engine(model, Arrays())
     await engine.epoch(train=[Stream.range(10_000).map(load, worker="inline")])
 
