@@ -152,7 +152,7 @@ class Pump:
 
     def _deliver(self) -> None:
         """One handful of batches, or whatever stands before them; the rest in the next round of the loop."""
-        self._called = False
+        self._called = self._blocked = False
         try:
             self._deliver_some()
         except Exception as error:  # nobody waits for a call of the loop's, so it would be lost
