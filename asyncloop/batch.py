@@ -9,7 +9,7 @@ import numpy as np
 
 from asyncloop.errors import DataError
 
-__all__ = ["Batch", "Cursor", "as_batch", "n_examples_of"]
+__all__ = ["Batch", "Cursor", "as_batch", "n_examples_of", "nbytes_of"]
 
 Batch: TypeAlias = Mapping[str, Any]
 """Source name → array-like whose axis 0 is the example axis. Nobody changes a batch after it was produced."""
@@ -59,6 +59,18 @@ def n_examples_of(batch: Batch, stream: str, index: int) -> int:
 def _unequal(batch: Batch, stream: str, index: int) -> DataError:
     found = ", ".join(f"{name} {len(source)}" for name, source in batch.items() if _has_length(source))
     return DataError(f"stream {stream!r}, batch {index}: the sources have unequal numbers of examples: {found}")
+
+
+def nbytes_of(*parts: Mapping[str, Any]) -> int:
+    """The bytes of the arrays in these mappings, as far as they say."""
+    return sum(_nbytes(value) for values in parts for value in values.values())
+
+
+def _nbytes(value: Any) -> int:
+    try:
+        return getattr(value, "nbytes", 0)
+    except Exception:  # a sparse tensor raises RuntimeError
+        return 0
 
 
 def _length(source: Any) -> int:

@@ -19,11 +19,12 @@ from weakref import WeakSet
 import anyio
 from anyio.abc import TaskGroup
 
+from asyncloop.batch import nbytes_of
 from asyncloop.bus.declared import Declared
 from asyncloop.bus.listener import Listener
 from asyncloop.bus.pump import OUTBOX, Pump
 from asyncloop.bus.subscription import Marker, OnFailure, OnLog, OnStop, Subscription
-from asyncloop.bus.views import narrowed, nbytes_of, with_added
+from asyncloop.bus.views import narrowed, with_added
 from asyncloop.errors import ConfigError
 from asyncloop.events import AfterBatch, AfterEpoch, BeforeBatch, BeforeTraining, Event
 from asyncloop.stats import Timings

@@ -17,9 +17,9 @@ from typing import Any
 
 import anyio
 
+from asyncloop.batch import nbytes_of
 from asyncloop.bus.finished import Finished, as_event
 from asyncloop.bus.subscription import MAILBOX_BYTES, Marker
-from asyncloop.bus.views import nbytes_of
 from asyncloop.events import AfterBatch, Event
 from asyncloop.threads import Handful, LoopHandle, LoopSleeper, Notice, ThreadSleeper
 

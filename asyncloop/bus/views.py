@@ -10,7 +10,7 @@ from typing import Any, cast
 from asyncloop.errors import HookError
 from asyncloop.events import AfterBatch
 
-__all__ = ["leaf", "narrowed", "nbytes_of", "to_host", "with_added"]
+__all__ = ["leaf", "narrowed", "to_host", "with_added"]
 
 _MISSING = object()
 
@@ -60,18 +60,6 @@ def narrowed(event: AfterBatch, variables: Sequence[str], who: str) -> AfterBatc
 def with_added(event: AfterBatch, added: Mapping[str, Any]) -> AfterBatch:
     """The event as later hooks see it, with the variables that an earlier hook's `add` gave."""
     return replace(event, outputs={**event.outputs, **added})
-
-
-def nbytes_of(*parts: Mapping[str, Any]) -> int:
-    """The bytes of the arrays in these mappings, as far as they say."""
-    return sum(_nbytes(value) for values in parts for value in values.values())
-
-
-def _nbytes(value: Any) -> int:
-    try:
-        return getattr(value, "nbytes", 0)
-    except Exception:  # a sparse tensor raises RuntimeError
-        return 0
 
 
 def _missing(event: AfterBatch, name: str, who: str) -> HookError:

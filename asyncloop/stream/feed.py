@@ -12,15 +12,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import aclosing
 from itertools import islice
-from typing import Any, Literal, Protocol, Self
+from typing import Any, Literal, Protocol, Self, cast
 
 import anyio
 from anyio.abc import TaskGroup
 
-from asyncloop.batch import Cursor
+from asyncloop.batch import Cursor, nbytes_of
 from asyncloop.stats import Timings
 from asyncloop.stream.buffer import BufferStatistics, Interrupted, StreamBuffer
 from asyncloop.stream.operators import Item, Node, Over, Plain, Shuffled, walked
@@ -197,8 +197,7 @@ class _BufferedFeed(_LookAhead):
 
     def _fit(self, batch: Any) -> None:
         """Keep what waits in the buffer under AUTO_BYTES, judged by the largest batch that ended a handful."""
-        values = batch.values() if hasattr(batch, "values") else ()
-        n_bytes = sum(getattr(value, "nbytes", 0) for value in values)
+        n_bytes = nbytes_of(cast("Mapping[str, Any]", batch)) if isinstance(batch, Mapping) else 0
         if n_bytes > self._largest:
             self._largest = n_bytes
             self._buffer.capacity = min(AUTO_CAPACITY, max(AUTO_BYTES // n_bytes, 2))
