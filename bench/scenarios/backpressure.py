@@ -10,7 +10,8 @@ import anyio
 import numpy as np
 
 from asyncloop import Engine, Stream
-from bench.harness import Goal, Metric, Plan, Reading, Round, Row, Scenario, WrongResult
+from bench.harness import Goal, Metric, Plan, Reading, Row, Scenario, WrongResult
+from bench.scenarios.goals import goal_of_reading
 from bench.stages import Sleeping
 from bench.systems.registry import missing
 
@@ -86,7 +87,7 @@ def backpressure(plan: Plan) -> Scenario:
             name = f"asyncloop, {kind}{producers}, buffer {capacity}"
             measure = _measure(plan.seconds(2e-3), kind, capacity, hands)
             rows.append(Row(name, "asyncloop", measure))
-            goals.append(_goal(name))
+            goals.append(goal_of_reading(name, "above buffer and producers", "above", "batches", 1, 0))
     metrics = [
         Metric("most alive", "batches", lambda one, name: one[name]["most"]),
         Metric("buffer", "batches", lambda one, name: one[name]["capacity"]),
@@ -113,10 +114,3 @@ def _measure(step_s: float, kind: Kind, capacity: int, hands: int) -> Callable[[
         return {"most": alive.most, "capacity": capacity, "above": alive.most - capacity - hands}
 
     return measure
-
-
-def _goal(row: str) -> Goal:
-    def value(one: Round) -> float:
-        return one[row]["above"]
-
-    return Goal(f"{row}, above buffer and producers", value, "batches", must=1, moonshot=0)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeAlias
+from collections.abc import Callable
+from typing import Literal, TypeAlias
 
 import anyio
 import numpy as np
 
 from asyncloop import AfterBatch, Engine, Hook
-from bench.harness import Goal, Metric, Plan, Reading, Round, Row, Scenario, WrongResult
-from bench.job import Batch, make_batches
+from bench.delivery import Deliveries, Stamped
+from bench.harness import Goal, Metric, Plan, Reading, Row, Scenario, WrongResult
+from bench.job import Batches
+from bench.loops import LOOPS, needs_of, run_on
+from bench.scenarios.goals import goal_of_reading
 from bench.stages import Sleeping
 from bench.systems.registry import Form, missing
 
@@ -21,16 +24,6 @@ N_STEPS = 60
 BLOCKED_AT = 5
 
 Blocker: TypeAlias = Literal["async", "plain"]
-
-
-class StampedModel(Sleeping):
-    """Waits, and says when it was done."""
-
-    output_names = ("loss", "done")
-
-    def run(self, batch: Batch, *, train: bool = True, stream: str = "train") -> Mapping[str, Any]:
-        super().run(batch)
-        return {"loss": 0.5, "done": self.marks[-1]}
 
 
 class AsyncBlocker(Hook):
@@ -57,39 +50,19 @@ class PlainBlocker(Hook):
             time.sleep(self.seconds)
 
 
-class Follows(Hook):
-    """The other hook: how long after the end of its step each event came."""
-
-    def __init__(self) -> None:
-        self.seconds: list[float] = []
-        self.seen: list[int] = []
-
-    async def after_batch(self, event: AfterBatch) -> None:
-        self.seconds.append(time.perf_counter() - event.outputs["done"])
-        self.seen.append(event.index)
-
-
-class Batches:
-    """A dataset of batches that are there already."""
-
-    def train_stream(self) -> Any:
-        yield from make_batches(N_STEPS)
-
-
 def blocked(plan: Plan) -> Scenario:
     """Whether a stuck hook is its own problem only. Its mailbox is large enough for all that comes meanwhile."""
     seconds = plan.seconds(1.0)
     blockers: tuple[Blocker, ...] = ("async", "plain")
-    loops: tuple[Form, ...] = ("uvloop", "asyncio")
     rows: list[Row] = []
     goals: list[Goal] = []
-    for loop in loops:
+    for loop in LOOPS:
         for blocker in blockers:
             name = f"asyncloop {loop}, {blocker} hook blocked"
-            note = missing(("uvloop",)) if loop == "uvloop" else None
+            note = missing(needs_of(loop))
             rows.append(Row(name, "asyncloop", _measure(loop, blocker, seconds), missing=note))
-            goals.append(_goal(name, "delay of the other hook", "delay_ms", "ms", 10, 2))
-            goals.append(_goal(name, "steps lost", "lost", "steps", 0, 0))
+            goals.append(goal_of_reading(name, "delay of the other hook", "delay_ms", "ms", 10, 2))
+            goals.append(goal_of_reading(name, "steps lost", "lost", "steps", 0, 0))
     metrics = [
         Metric("delay of the other hook", "ms", lambda one, name: one[name]["delay_ms"]),
         Metric("steps lost", "steps", lambda one, name: one[name]["lost"]),
@@ -105,9 +78,8 @@ def blocked(plan: Plan) -> Scenario:
 
 def _measure(loop: Form, blocker: Blocker, seconds: float) -> Callable[[], Reading]:
     def measure() -> Reading:
-        options = {"use_uvloop": loop == "uvloop"}
-        undisturbed, undisturbed_steps = anyio.run(_run, blocker, 0.0, seconds / 50, backend_options=options)
-        disturbed, steps = anyio.run(_run, blocker, seconds, seconds / 50, backend_options=options)
+        undisturbed, undisturbed_steps = run_on(loop, _run, blocker, 0.0, seconds / 50)
+        disturbed, steps = run_on(loop, _run, blocker, seconds, seconds / 50)
         lost = int((sum(steps) - sum(undisturbed_steps)) / float(np.median(undisturbed_steps)))
         return {
             "delay_ms": (max(disturbed) - max(undisturbed)) * 1e3,
@@ -120,16 +92,9 @@ def _measure(loop: Form, blocker: Blocker, seconds: float) -> Callable[[], Readi
 
 async def _run(blocker: Blocker, blocked_s: float, step_s: float) -> tuple[list[float], list[float]]:
     """Delivery of each event to the other hook, and the time between steps, both from the blocked step on."""
-    model, follows = StampedModel(step_s), Follows()
+    model, follows = Stamped(Sleeping(step_s)), Deliveries()
     stuck = AsyncBlocker(blocked_s) if blocker == "async" else PlainBlocker(blocked_s)
-    await Engine(model, Batches(), [stuck, follows], epochs=1, skip_zeroth_epoch=True).train()
+    await Engine(model, Batches(N_STEPS), [stuck, follows], epochs=1, skip_zeroth_epoch=True).train()
     if not stuck.seen == follows.seen == list(range(N_STEPS)):
         raise WrongResult("a hook did not see every batch once and in order")
     return follows.seconds[BLOCKED_AT:-1], [float(gap) for gap in np.diff(model.marks[BLOCKED_AT:])]
-
-
-def _goal(row: str, text: str, key: str, unit: str, must: float, moonshot: float) -> Goal:
-    def value(one: Round) -> float:
-        return one[row][key]
-
-    return Goal(f"{row}, {text}", value, unit, must, moonshot)

@@ -11,8 +11,10 @@ import anyio
 import numpy as np
 
 from asyncloop import Engine, Stream
-from bench.harness import Goal, Metric, Plan, Reading, Round, Row, Scenario, WrongResult
+from bench.harness import Goal, Metric, Plan, Reading, Row, Scenario, WrongResult
 from bench.job import Batch
+from bench.loops import LOOPS, needs_of, run_on
+from bench.scenarios.goals import goal_of_reading
 from bench.stages import Sleeping
 from bench.systems.registry import Form, missing
 
@@ -52,17 +54,16 @@ class Endless:
 def cancellation(plan: Plan) -> Scenario:
     """Whether a program that trains can be stopped at once."""
     kinds: tuple[Kind, ...] = ("generator", "async generator", "map")
-    loops: tuple[Form, ...] = ("uvloop", "asyncio")
     rows: list[Row] = []
     goals: list[Goal] = []
-    for loop in loops:
+    for loop in LOOPS:
         for kind in kinds:
             name = f"asyncloop {loop}, {kind}"
-            note = missing(("uvloop",)) if loop == "uvloop" else None
+            note = missing(needs_of(loop))
             rows.append(Row(name, "asyncloop", _measure(loop, kind, plan), missing=note))
             goals += [
-                _goal(name, "until train() has returned", "returned_ms", STEP_S * 1e3 + 10, None),
-                _goal(name, "after the running step", "beyond_ms", 10, 1),
+                goal_of_reading(name, "until train() has returned", "returned_ms", "ms", STEP_S * 1e3 + 10),
+                goal_of_reading(name, "after the running step", "beyond_ms", "ms", 10, 1),
             ]
     metrics = [
         Metric("until train() has returned", "ms", lambda one, name: one[name]["returned_ms"]),
@@ -75,11 +76,10 @@ def cancellation(plan: Plan) -> Scenario:
 
 def _measure(loop: Form, kind: Kind, plan: Plan) -> Callable[[], Reading]:
     n_samples, step_s = plan.n(N_SAMPLES, 1), plan.seconds(STEP_S)
-    options = {"use_uvloop": loop == "uvloop"}
 
     def measure() -> Reading:
         phases = [sample / n_samples for sample in range(n_samples)]
-        samples = [anyio.run(_cancelled, kind, step_s, phase, backend_options=options) for phase in phases]
+        samples = [run_on(loop, _cancelled, kind, step_s, phase) for phase in phases]
         return {key: max(sample[key] for sample in samples) for key in samples[0]}
 
     return measure
@@ -109,10 +109,3 @@ async def _cancelled(kind: Kind, step_s: float, phase: float) -> Reading:
         raise WrongResult("train() returned, although its caller was cancelled")
     beyond_s = returned_at - max(cancelled_at, model.marks[-1])
     return {"returned_ms": (returned_at - cancelled_at) * 1e3, "beyond_ms": beyond_s * 1e3}
-
-
-def _goal(row: str, text: str, key: str, must: float, moonshot: float | None) -> Goal:
-    def value(one: Round) -> float:
-        return one[row][key]
-
-    return Goal(f"{row}, {text}", value, "ms", must, moonshot)

@@ -5,15 +5,17 @@ from __future__ import annotations
 from bench.harness import Goal, Metric, Round
 from bench.systems.asyncloop import MAIN
 
-__all__ = ["buffer_goals", "goals_of_main_rows"]
+__all__ = ["buffer_goals", "goal_of_reading", "goal_of_row", "goals_of_main_rows"]
 
 
 def goals_of_main_rows(metric: Metric, must: float, moonshot: float | None, *, more: bool = False) -> list[Goal]:
     """The same goal for the default asyncloop on both event loops."""
-    return [_of_row(metric, row, must, moonshot, more) for row in MAIN]
+    return [goal_of_row(metric, row, must, moonshot, more=more) for row in MAIN]
 
 
-def _of_row(metric: Metric, row: str, must: float, moonshot: float | None, more: bool) -> Goal:
+def goal_of_row(metric: Metric, row: str, must: float, moonshot: float | None, *, more: bool = False) -> Goal:
+    """A goal for one column of one row."""
+
     def value(one: Round) -> float:
         one[row]
         found = metric.value(one, row)
@@ -22,6 +24,15 @@ def _of_row(metric: Metric, row: str, must: float, moonshot: float | None, more:
         return found
 
     return Goal(f"{row}, {metric.name}", value, metric.unit, must, moonshot, "more" if more else "less")
+
+
+def goal_of_reading(row: str, text: str, key: str, unit: str, must: float, moonshot: float | None = None) -> Goal:
+    """At most `must` of one quantity that a row reads; `text` names it."""
+
+    def value(one: Round) -> float:
+        return one[row][key]
+
+    return Goal(f"{row}, {text}", value, unit, must, moonshot)
 
 
 def buffer_goals() -> list[Goal]:

@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping
 from itertools import count
 from typing import Any
 
-import anyio
 import numpy as np
 
 from asyncloop import Engine
 from bench.harness import Metric, Plan, Reading, Round, Row, Scenario, WrongResult
-from bench.job import Batch, make_batches
-from bench.stages import calibrated
+from bench.job import Batch, Batches
+from bench.loops import LOOPS, needs_of, run_on
+from bench.stages import NoOp, calibrated
 from bench.systems.registry import Form, missing
 
 __all__ = ["lag"]
@@ -23,46 +23,25 @@ STEP_S = 2e-3
 TICK_S = 1e-3
 
 
-class NumpyModel:
+class NumpyModel(NoOp):
     """A step of numpy: a few large products, which let go of the interpreter lock, or many small operations, which do not."""
 
-    input_names = ("id", "x")
-    output_names = ("loss",)
-
     def __init__(self, work: Callable[[], object]) -> None:
+        super().__init__()
         self.work = work
-        self.n_runs = 0
 
-    def run(self, batch: Batch, *, train: bool, stream: str) -> Mapping[str, Any]:
+    def run(self, batch: Batch, *, train: bool = True, stream: str = "train") -> Mapping[str, Any]:
         self.work()
-        self.n_runs += 1
-        return {"loss": 0.5}
-
-    def state_dict(self) -> Mapping[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: Any) -> None:
-        pass
-
-
-class Batches:
-    """A dataset of batches that are there already."""
-
-    def __init__(self, n: int) -> None:
-        self.batches = make_batches(n)
-
-    def train_stream(self) -> Any:
-        yield from self.batches
+        return super().run(batch)
 
 
 def lag(plan: Plan) -> Scenario:
     """What the rest of a program feels while a model trains in it."""
     n, step_s = plan.n(1000), plan.seconds(STEP_S)
     steps = {"large products": _large_products(step_s), "small operations": _small_operations(step_s)}
-    loops: tuple[Form, ...] = ("uvloop", "asyncio")
     rows: list[Row] = []
-    for loop in loops:
-        note = missing(("uvloop",)) if loop == "uvloop" else None
+    for loop in LOOPS:
+        note = missing(needs_of(loop))
         rows.append(Row(f"idle {loop}", "plain", _on(loop, None, n), reference=True, missing=note))
         for name, work in steps.items():
             rows.append(Row(f"asyncloop {loop}, {name}", "asyncloop", _on(loop, work, n), missing=note))
@@ -103,7 +82,7 @@ def _small_operations(step_s: float) -> Callable[[], object]:
 
 def _on(loop: Form, work: Callable[[], object] | None, n: int) -> Callable[[], Reading]:
     def measure() -> Reading:
-        return anyio.run(_measured, work, n, backend_options={"use_uvloop": loop == "uvloop"})
+        return run_on(loop, _measured, work, n)
 
     return measure
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from bench.harness import Goal, Metric, Plan, Reading, Round, Row, Scenario
+from bench.harness import Metric, Plan, Reading, Row, Scenario
+from bench.loops import needs_of
 from bench.probes import probed
+from bench.scenarios.goals import goal_of_reading
+from bench.systems.asyncloop import MAIN
 from bench.systems.registry import missing
 
 __all__ = ["memory"]
@@ -16,7 +19,7 @@ def memory(plan: Plan) -> Scenario:
     n = plan.n(1_000_000, 2000)
     rows = [
         Row("plain loop", "plain", _sample("plain", n), reference=True),
-        Row("asyncloop uvloop", "asyncloop", _sample("uvloop", n), missing=missing(("uvloop",))),
+        Row("asyncloop uvloop", "asyncloop", _sample("uvloop", n), missing=missing(needs_of("uvloop"))),
         Row("asyncloop asyncio", "asyncloop", _sample("asyncio", n)),
     ]
     metrics = [
@@ -25,22 +28,16 @@ def memory(plan: Plan) -> Scenario:
         Metric("in all", "MiB", lambda one, name: one[name]["peak_mib"]),
         Metric("slower in the second half", "%", lambda one, name: one[name]["drift_percent"]),
     ]
-    goals = [_goal(name, key) for name in ("asyncloop uvloop", "asyncloop asyncio") for key in GOALS]
+    goals = [goal_of_reading(name, *goal) for name in MAIN for goal in GOALS]
     title = f"resident memory from batch {n // 10:,} to {n:,}, no-op model, two hooks"
     return Scenario("memory", title, rows, metrics, goals)
 
 
-GOALS = {"growth_mib": ("growth", "MiB", 5.0, 0.25), "drift_percent": ("slower in the second half", "%", 5.0, 1.0)}
+GOALS = (
+    ("growth", "growth_mib", "MiB", 5.0, 0.25),
+    ("slower in the second half", "drift_percent", "%", 5.0, 1.0),
+)
 
 
 def _sample(loop: str, n: int) -> Callable[[], Reading]:
     return lambda: probed("memory", loop, str(n // 10), str(n))
-
-
-def _goal(row: str, key: str) -> Goal:
-    text, unit, must, moonshot = GOALS[key]
-
-    def value(one: Round) -> float:
-        return one[row][key]
-
-    return Goal(f"{row}, {text}", value, unit, must, moonshot)

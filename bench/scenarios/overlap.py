@@ -7,10 +7,9 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-import anyio
-
 from bench.harness import Goal, Metric, Plan, Reading, Round, Row, Scenario, row, timed
 from bench.job import Job, MakeModel, Saves, make_batches
+from bench.loops import needs_of, run_on
 from bench.scenarios.goals import buffer_goals, goals_of_main_rows
 from bench.stages import NoOp, SleepHook, Sleeping, SleepLoad, Spinning, UnevenLoad
 from bench.systems.asyncloop import MAIN
@@ -253,8 +252,9 @@ def _ideal(form: Form, stages: Stages) -> Row:
         alone = {stage: min(seconds, second[stage]) for stage, seconds in first.items()}
         return {"batch_s": max(alone.values()), **alone}
 
-    needs = ("uvloop",) if form == "uvloop" else ()
-    return Row(f"ideal, {form}", "plain", measure, reference=True, missing=missing(needs), notes={"batches": job.n})
+    return Row(
+        f"ideal, {form}", "plain", measure, reference=True, missing=missing(needs_of(form)), notes={"batches": job.n}
+    )
 
 
 def _slowest(one: Round, form: Form, name: str) -> float:
@@ -305,7 +305,7 @@ def _on_a_loop(form: Form, stage: Callable[[Job], object], job: Job) -> float:
         await stage(job)  # pyright: ignore[reportGeneralTypeIssues]
         return (time.perf_counter() - began) / job.n
 
-    return anyio.run(main, backend_options={"use_uvloop": form == "uvloop"})
+    return run_on(form, main)
 
 
 async def _loads(job: Job) -> None:

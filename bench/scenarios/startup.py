@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 from bench.harness import Goal, Metric, Plan, Reading, Round, Row, Scenario
 from bench.probes import probed
+from bench.scenarios.goals import goal_of_row
+from bench.systems.asyncloop import MAIN
 from bench.systems.registry import missing
 
 __all__ = ["startup"]
@@ -46,11 +48,11 @@ def startup(plan: Plan) -> Scenario:
         for name, family, probe, needs in SYSTEMS
     ]
     goals: list[Goal] = []
-    for name in ("asyncloop uvloop", "asyncloop asyncio"):
+    for name in MAIN:
         goals += [
-            _goal(name, IMPORT, 0.20, 0.10),
-            _goal(name, FIRST, 5, 1),
-            _goal(name, MEMORY, 20, 10),
+            goal_of_row(IMPORT, name, 0.20, 0.10),
+            goal_of_row(FIRST, name, 5, 1),
+            goal_of_row(MEMORY, name, 20, 10),
         ]
     remarks = [
         "The import includes numpy's, and the import and start of the event loop where the program has one of its own."
@@ -60,10 +62,3 @@ def startup(plan: Plan) -> Scenario:
 
 def _sample(probe: str) -> Callable[[], Reading]:
     return lambda: probed("startup", probe)
-
-
-def _goal(row: str, metric: Metric, must: float, moonshot: float) -> Goal:
-    def value(one: Round) -> float:
-        return metric.value(one, row) or 0.0
-
-    return Goal(f"{row}, {metric.name}", value, metric.unit, must, moonshot)

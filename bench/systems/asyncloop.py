@@ -11,11 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-import anyio
-
 from asyncloop import AfterBatch, Engine, Hook, Stream
 from asyncloop.hooks import SaveEvery
 from bench.job import Batch, HookWork, Job, Outcome, Saves
+from bench.loops import LOOPS, needs_of, run_on
 from bench.systems.registry import Form
 
 __all__ = ["ASYNCLOOPS", "MAIN", "Asyncloop"]
@@ -49,10 +48,10 @@ class Asyncloop:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        return ("uvloop",) if self.loop == "uvloop" else ()
+        return needs_of(self.loop)
 
     def run(self, job: Job) -> Outcome:
-        return anyio.run(self._train, job, backend_options={"use_uvloop": self.loop == "uvloop"})
+        return run_on(self.loop, self._train, job)
 
     async def _train(self, job: Job) -> Outcome:
         model = job.make_model()
@@ -77,8 +76,8 @@ MAIN = ("asyncloop uvloop", "asyncloop asyncio")
 """The rows that goals are about: default buffer, a plain generator or an async load."""
 
 ASYNCLOOPS = [
-    *(Asyncloop(loop, buffer) for loop in ("uvloop", "asyncio") for buffer in ("auto", 0, 8, 64)),
-    *(Asyncloop(loop, source=source) for loop in ("uvloop", "asyncio") for source in ("async generator", "list")),
+    *(Asyncloop(loop, buffer) for loop in LOOPS for buffer in ("auto", 0, 8, 64)),
+    *(Asyncloop(loop, source=source) for loop in LOOPS for source in ("async generator", "list")),
 ]
 
 

@@ -8,9 +8,8 @@ from collections import deque
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
-import anyio
-
 from bench.job import Batch, HookWork, Job, Outcome
+from bench.loops import needs_of, run_on
 from bench.systems.registry import Form
 
 __all__ = ["Naive"]
@@ -36,10 +35,10 @@ class Naive:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        return ("uvloop",) if self.loop == "uvloop" else ()
+        return needs_of(self.loop)
 
     def run(self, job: Job) -> Outcome:
-        return anyio.run(_train, job, backend_options={"use_uvloop": self.loop == "uvloop"})
+        return run_on(self.loop, _train, job)
 
 
 class _AsyncHook:

@@ -1,0 +1,26 @@
+"""The two event loops that everything of asyncloop is measured on."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import anyio
+
+from bench.systems.registry import Form
+
+__all__ = ["LOOPS", "needs_of", "run_on"]
+
+T = TypeVar("T")
+
+LOOPS: tuple[Form, ...] = ("uvloop", "asyncio")
+
+
+def needs_of(form: Form) -> tuple[str, ...]:
+    """The modules without which nothing runs in this form."""
+    return ("uvloop",) if form == "uvloop" else ()
+
+
+def run_on(loop: Form, main: Callable[..., Awaitable[T]], *args: Any) -> T:
+    """`main(*args)` in a fresh event loop of this kind."""
+    return anyio.run(main, *args, backend_options={"use_uvloop": loop == "uvloop"})
