@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         StorageError,
         UsageError,
     )
+    from asyncloop.evaluation import load_model
     from asyncloop.events import (
         AfterBatch,
         AfterEpoch,
@@ -46,8 +47,9 @@ if TYPE_CHECKING:
         Resumed,
     )
     from asyncloop.hook import Hook
+    from asyncloop.live import Run
     from asyncloop.model import Model
-    from asyncloop.runs import Run, load_model, open_run, run, start
+    from asyncloop.runs import open_run, run, start
     from asyncloop.stats import log
     from asyncloop.stream import Stream, StreamBuffer
 
@@ -108,9 +110,11 @@ _ROOMS = {
     "NothingToResumeError StalledError StopTraining StorageError UsageError",
     "events": "AfterBatch AfterEpoch AfterEpochProfile AfterEvaluation AfterTraining BeforeBatch BeforeEpoch "
     "BeforeTraining CheckpointSaved EpochData Event OnException ParameterChanged Paused Resumed",
+    "evaluation": "load_model",
     "hook": "Hook",
+    "live": "Run",
     "model": "Model",
-    "runs": "Run load_model open_run run start",
+    "runs": "open_run run start",
     "stats": "log",
     "stream": "Stream StreamBuffer",
 }

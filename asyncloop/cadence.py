@@ -12,7 +12,7 @@ from typing import Literal
 
 from asyncloop.errors import ConfigError
 
-__all__ = ["Cadence"]
+__all__ = ["Cadence", "seconds_of"]
 
 Unit = Literal["epochs", "steps", "seconds"]
 
@@ -32,6 +32,7 @@ _UNITS: dict[str, tuple[Unit, float]] = {
     "hours": ("seconds", 3600),
 }
 _FORM = re.compile(r"\s*(?P<amount>\d+(?:\.\d+)?)\s*(?P<unit>[a-z]+)(?:\s+doubling\s+to\s+(?P<cap>\d+))?\s*")
+_CLOCK = re.compile(r"(?:(?:\d+:)?[0-5]?\d:)?\d+(?:\.\d+)?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,3 +87,21 @@ class Cadence:
             interval = int(self.cap or self.interval)
             due = (after // interval + 1) * interval
         return None if self.stop is not None and due > self.stop else due
+
+
+def seconds_of(text: str | float) -> float:
+    """A span of time: `"90 s"`, `"30 min"`, `"2 h"`, `"1:30:00"`, or a number of seconds. Raises ConfigError."""
+    if isinstance(text, str):
+        spelt = _FORM.fullmatch(text)
+        clock = _CLOCK.fullmatch(text.strip())
+        if spelt is not None and spelt["cap"] is None and _UNITS.get(spelt["unit"], ("", 0))[0] == "seconds":
+            seconds = float(spelt["amount"]) * _UNITS[spelt["unit"]][1]
+        elif clock is not None:
+            seconds = sum(float(part) * 60**n for n, part in enumerate(reversed(clock[0].split(":"))))
+        else:
+            raise ConfigError(f'a span of time must look like "90 s", "30 min", "2 h" or "1:30:00", not {text!r}')
+    else:
+        seconds = float(text)
+    if not seconds > 0:
+        raise ConfigError(f"a span of time must be positive, not {text!r}")
+    return seconds

@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -47,7 +47,7 @@ from asyncloop.events import (
 from asyncloop.model_thread import Halt, ModelThread, Policy, Rules, Stretch
 from asyncloop.progress import Progress
 from asyncloop.session import OpenStream, Position, Session
-from asyncloop.stream import Interrupted, check_streams
+from asyncloop.stream import Interrupted, Node, check_streams
 
 __all__ = ["Engine", "Result"]
 
@@ -139,6 +139,12 @@ class Engine:
         self.metrics: EpochData = {}
         self.thread: ModelThread | None = None
         """The thread the model was built on, if somebody built it on one; else each session has its own."""
+        self.read_only = False
+        """Nothing is saved, whoever asks: the weights are those of another run's checkpoint."""
+        self.seeded = False
+        """Whether the global generators have the run's seed already, since before the model was built."""
+        self.watched: Callable[[Node], Node] | None = None
+        """What each stream is wrapped in when it is opened, for debugging."""
         self._positions: dict[str, Position] = {}
         self._session: Session | None = None
         self._entered: Any = None
@@ -493,7 +499,7 @@ class Engine:
         await entered.__aexit__(kind, error, trace)
 
     def _new_session(self) -> Session:
-        checkpoints = None if self.output_dir is None else Checkpoints(self.output_dir / "checkpoints")
+        folder = None if self.output_dir is None or self.read_only else self.output_dir / "checkpoints"
         return Session(
             model=self.model,
             dataset=self.dataset,
@@ -503,17 +509,18 @@ class Engine:
             rules=replace(self.rules, left_to_hooks=_left_to_hooks(self.bus)),
             seed=self.seed,
             buffer=self.buffer,
-            checkpoints=checkpoints,
+            checkpoints=None if folder is None else Checkpoints(folder),
             thread=self.thread,
             positions=self._positions,
             on_failure=self._hook_failed,
             on_log=self._log_from_hook,
             follows=self._follows,
             deadlines=self._deadlines,
+            watched=self.watched,
         )
 
     async def _begin(self) -> None:
-        if self.own_rng:
+        if self.own_rng and not self.seeded:
             rng.seed_globals(self.seed)
         self._evaluated_s = time.perf_counter()
         await self.bus.barrier(self._event(BeforeTraining))
@@ -554,7 +561,7 @@ class Engine:
         return failure
 
     async def _save_last(self) -> None:
-        if self.output_dir is not None and self._live_session.saved_step < self.progress.step:
+        if self._live_session.saves and self._live_session.saved_step < self.progress.step:
             self.control.checkpoint(Claim("end", keep=1))
         await self._save_if_asked()
         await self._live_session.written()

@@ -21,7 +21,7 @@ from asyncloop.rundir import RunDir
 from asyncloop.stream import EndOfStream, Pass, open_feed, open_node
 from asyncloop.threads import OwnThread
 
-__all__ = ["CheckReport", "Parts", "build", "check_variables", "dry_run", "first_batches"]
+__all__ = ["CheckReport", "Parts", "build", "build_hooks", "check_variables", "described", "dry_run", "first_batches"]
 
 
 @dataclass(slots=True)
@@ -54,11 +54,15 @@ async def build(config: Config, rundir: RunDir) -> AsyncGenerator[Parts]:
     async with ModelThread() as thread:
         async with OwnThread("asyncloop building") as helper:
             dataset = await helper.call(lambda: config.dataset.build(output_dir=rundir.path))
-            offered = {"dataset": dataset, "output_dir": rundir.path}
-            model = await thread.call(lambda: config.model.build(**offered))
-            _check_model(model)
-            hooks = await helper.call(lambda: [hook.build(**offered) for hook in config.hooks])
-        yield Parts(config, rundir, dataset, model, hooks, thread)
+        model = await thread.call(lambda: config.model.build(dataset=dataset, output_dir=rundir.path))
+        _check_model(model)
+        yield Parts(config, rundir, dataset, model, await build_hooks(config, dataset, rundir), thread)
+
+
+async def build_hooks(config: Config, dataset: Any, rundir: RunDir) -> list[Any]:
+    """The config's hooks, built off the loop. Raises what constructors raise."""
+    async with OwnThread("asyncloop building") as helper:
+        return await helper.call(lambda: [hook.build(dataset=dataset, output_dir=rundir.path) for hook in config.hooks])
 
 
 async def check_variables(engine: Engine) -> None:
@@ -105,9 +109,9 @@ async def dry_run(parts: Parts, engine: Engine) -> CheckReport:
                 f"stream {stream!r} lacks the model's inputs {', '.join(map(repr, missing))}; "
                 f"it has {', '.join(map(repr, batch))}"
             )
-        report.sources[stream] = {name: _described(value) for name, value in batch.items()}
+        report.sources[stream] = {name: described(value) for name, value in batch.items()}
         outputs = await _run_once(parts, batch, stream)
-        report.outputs = {name: _described(value) for name, value in outputs.items()}
+        report.outputs = {name: described(value) for name, value in outputs.items()}
         declared = set(parts.model.output_names)
         if not report.problems and declared != set(outputs):
             report.problems.append(
@@ -188,7 +192,8 @@ def _takes_batches(hook: Any) -> bool:
     return hasattr(hook, "after_batch") or hasattr(hook, "after_batches")
 
 
-def _described(value: Any) -> tuple[str, tuple[int, ...]]:
+def described(value: Any) -> tuple[str, tuple[int, ...]]:
+    """dtype and shape of a source or an output; of what is no array its type and length."""
     dtype = getattr(value, "dtype", None)
     if dtype is not None:
         return str(dtype), tuple(value.shape)

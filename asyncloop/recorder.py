@@ -23,6 +23,7 @@ from asyncloop.events import (
     Resumed,
 )
 from asyncloop.hook import Hook
+from asyncloop.redact import redacted
 from asyncloop.rundir import RunDir, jsonable, now
 from asyncloop.stats import Timings
 
@@ -86,10 +87,10 @@ class Recorder(Hook):
         self._write(event, {})
 
     def on_exception(self, event: OnException) -> None:
-        self._write(event, {"exception": f"{type(event.exception).__name__}: {event.exception}"})
+        self._write(event, {"exception": redacted(f"{type(event.exception).__name__}: {event.exception}")})
 
     def after_training(self, event: AfterTraining) -> None:
-        self._write(event, {"success": event.success, "reason": event.reason})
+        self._write(event, {"success": event.success, "reason": redacted(event.reason)})
 
     def _write(self, event: Event, fields: Mapping[str, Any]) -> None:
         entry = {"event": event.method, "time": now(), "epoch": event.epoch, "step": event.step, **fields}

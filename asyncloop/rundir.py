@@ -12,11 +12,10 @@ import math
 import os
 import platform
 import shutil
-import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from importlib import metadata
@@ -25,19 +24,16 @@ from typing import Any, cast
 
 from asyncloop._version import __version__
 from asyncloop.checkpoint import storage_error, write_atomically
-from asyncloop.errors import ConfigError, NothingToResumeError, StorageError
+from asyncloop.errors import ConfigError, StorageError
+from asyncloop.redact import RedactingFormatter, redacted
+from asyncloop.snapshot import copy_code, git_state
 
-__all__ = ["RunDir", "current_run", "find_run", "jsonable", "now"]
+__all__ = ["RunDir", "current_run", "jsonable", "now"]
 
 logger = logging.getLogger("asyncloop")
 
 current_run: ContextVar[str | None] = ContextVar("current_run", default=None)
 """The id of the run whose code is executing, on whatever thread; log.txt takes only its own run's records."""
-
-_CODE_FILES = 500
-_CODE_BYTES = 10 * 2**20
-_DIFF_BYTES = 2**20
-_SKIPPED = {"__pycache__", "node_modules", "site-packages", "runs", "build", "dist"}
 
 
 class RunDir:
@@ -49,6 +45,7 @@ class RunDir:
         self._updating = threading.Lock()
         self._lock: int | None = None
         self._log: logging.Handler | None = None
+        self._was_there = False
 
     @classmethod
     def plan(cls, root: Path, name: str, exact: Path | None = None) -> RunDir:
@@ -61,9 +58,10 @@ class RunDir:
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
         return cls((root / f"{name}-{stamp}-{run_id}").absolute(), run_id, name)
 
-    def create(self, files: Mapping[str, str], seed: int, tags: Iterable[str]) -> None:
-        """Make the directory with its first files. Raises StorageError with path, cause and remedy."""
+    def create(self, files: Mapping[str, str], entries: Mapping[str, Any]) -> None:
+        """Make the directory with its first files; `entries` join run.json. StorageError with path, cause and remedy."""
         try:
+            self._was_there = self.path.exists()
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             try:
@@ -82,8 +80,6 @@ class RunDir:
                 "exit_code": None,
                 "epochs": 0,
                 "steps": 0,
-                "seed": seed,
-                "tags": list(tags),
                 "times": {"created": now(), "started": None, "ended": None},
                 "host": {
                     "name": platform.node(),
@@ -93,7 +89,8 @@ class RunDir:
                 },
                 "versions": _versions(),
                 "git": None,
-                "command": sys.argv,
+                "command": [redacted(word) for word in sys.argv],
+                **entries,
             }
             self.update()
         except BlockingIOError:
@@ -114,24 +111,22 @@ class RunDir:
                 raise storage_error("write", path, error) from error
 
     def remove(self) -> None:
-        """Take back a directory whose run was cancelled or failed before it began; nothing of the user's was in it."""
-        if self._lock is not None:
-            shutil.rmtree(self.path, ignore_errors=True)
+        """Take back what was made: the directory, or what is in it if somebody else had made it (it was empty then)."""
+        if self._lock is None:
+            return
+        for entry in [*self.path.iterdir()] if self._was_there else [self.path]:
+            shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink(missing_ok=True)
 
-    def snapshot_code(self, folders: Iterable[Path]) -> None:
-        """Copy the user's .py and .toml files (bounded in number and size) and note the git revision. Never fatal."""
-        try:
-            for folder in dict.fromkeys(path.resolve() for path in folders):
-                _copy_code(folder, self.path / "code", self.path)
-            self._record["git"] = next((found for folder in folders if (found := _git(folder))), None)
-            self.update()
-        except (OSError, subprocess.SubprocessError) as error:
-            logger.warning("the code snapshot is incomplete: %s", error)
+    def snapshot_code(self, folders: Sequence[Path]) -> None:
+        """Copy the user's .py and .toml files and note the git revision. What it cannot read is warned about."""
+        for folder in folders:
+            copy_code(folder, self.path / "code", self.path)
+        self.update(git=git_state(folders))
 
     def open_log(self) -> None:
         """Let log.txt follow this run's records (and only this run's, also with several runs in a process)."""
         handler = _LogFile(self.path / "log.txt", delay=True, encoding="utf-8")
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
+        handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
         handler.addFilter(lambda record: current_run.get() == self.id)
         logging.getLogger().addHandler(handler)
         self._log = handler
@@ -183,26 +178,6 @@ class _LogLevel:
 _log_level = _LogLevel()
 
 
-def find_run(run: str | Path, root: Path = Path("runs")) -> Path:
-    """The directory of a run given as a path, an id, a unique prefix of its id or name, or `latest`."""
-    path = Path(run)
-    if (path / "run.json").is_file():
-        return path
-    there = [entry for entry in root.glob("*") if (entry / "run.json").is_file()] if root.is_dir() else []
-    if str(run) == "latest" and there:
-        return max(there, key=lambda entry: json.loads((entry / "run.json").read_text())["times"]["created"])
-    found = [
-        entry
-        for entry in there
-        if entry.name.startswith(str(run)) or entry.name.rpartition("-")[2].startswith(str(run))
-    ]
-    if len(found) != 1:
-        what = f"{len(found)} runs match" if found else "no run matches"
-        names = ", ".join(sorted(entry.name for entry in found or there)) or "none"
-        raise NothingToResumeError(f"{what} {str(run)!r} in {root} (runs: {names})")
-    return found[0]
-
-
 def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
@@ -230,40 +205,3 @@ def _versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return versions
-
-
-def _copy_code(folder: Path, target: Path, run_dir: Path) -> None:
-    n_files = n_bytes = 0
-    for path in _walk(folder, lambda entry: entry.resolve() != run_dir.resolve()):
-        size = path.stat().st_size
-        n_files, n_bytes = n_files + 1, n_bytes + size
-        if n_files > _CODE_FILES or n_bytes > _CODE_BYTES:
-            logger.warning("the code snapshot stops at %d files: %s holds too much code", n_files - 1, folder)
-            return
-        copy = target / path.relative_to(folder)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, copy)
-
-
-def _walk(folder: Path, wanted: Callable[[Path], bool]) -> Iterable[Path]:
-    for entry in sorted(folder.iterdir()):
-        if entry.is_dir() and not entry.is_symlink():
-            hidden = entry.name.startswith(".") or entry.name in _SKIPPED or (entry / "pyvenv.cfg").exists()
-            if not hidden and wanted(entry) and not (entry / "run.json").exists():
-                yield from _walk(entry, wanted)
-        elif entry.suffix in (".py", ".toml") and entry.is_file():
-            yield entry
-
-
-def _git(folder: Path) -> dict[str, str] | None:
-    """The revision and the difference to it; the index is not touched."""
-
-    def ask(*words: str) -> str:
-        command = ["git", "--no-optional-locks", *words]
-        return subprocess.run(command, cwd=folder, capture_output=True, timeout=10, check=True, text=True).stdout
-
-    try:
-        revision = ask("rev-parse", "HEAD").strip()
-        return {"revision": revision, "diff": ask("diff", "HEAD")[:_DIFF_BYTES]}
-    except (OSError, subprocess.SubprocessError, UnicodeDecodeError):
-        return None

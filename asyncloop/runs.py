@@ -1,176 +1,33 @@
-"""Runs: a config (or an Engine) wired up, with its directory, and a handle on it while it lives."""
+"""Runs: a config (or an Engine) becomes a live run, in the background of a program or on a loop of its own."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import sys
-from collections.abc import AsyncGenerator, Generator, Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import anyio
 
-from asyncloop.blame import code_of
-from asyncloop.bus import Listener
-from asyncloop.checkpoint import Checkpoints
-from asyncloop.config import Config, dumps, load_config
-from asyncloop.control import Control
+from asyncloop.cadence import seconds_of
+from asyncloop.config import load_config
 from asyncloop.engine import Engine, Result
-from asyncloop.errors import ConfigError, StorageError
-from asyncloop.events import Event
-from asyncloop.preflight import CheckReport, Parts, build, check_variables, dry_run
-from asyncloop.progress import Progress
-from asyncloop.recorder import Recorder
-from asyncloop.rundir import RunDir, current_run, find_run, now
+from asyncloop.errors import ConfigError
+from asyncloop.evaluation import load_weights
+from asyncloop.live import Run, background
+from asyncloop.preflight import CheckReport, check_variables, dry_run
+from asyncloop.rundir import RunDir
 from asyncloop.threads import OwnThread
+from asyncloop.wiring import always_for, make_directory, parts_of, wire
 
-__all__ = ["Run", "check", "exit_code_of", "load_model", "open_run", "run", "start"]
-
-logger = logging.getLogger("asyncloop")
+__all__ = ["check", "open_run", "run", "start"]
 
 Source = str | Path | Mapping[str, Any]
 Overrides = Mapping[str, Any] | Sequence[str]
-
-_SIGNALS = {"SIGINT": 130, "SIGTERM": 143}
-
-
-class Run:
-    """A live run. `await run` gives its Result, or raises what made it fail. Use it on the loop it was opened on."""
-
-    def __init__(self, engine: Engine, rundir: RunDir | None) -> None:
-        self.engine = engine
-        self._rundir = rundir
-        self._state = "starting"
-        self._result: Result | None = None
-        self.error: BaseException | None = None
-        """What made it fail; `await run` raises it."""
-        self._ended = anyio.Event()
-        self.asked = False
-        """Whether somebody has taken the outcome; a failure that nobody asked for is raised at the context's end."""
-
-    @property
-    def id(self) -> str:
-        return self.engine.run_info.id
-
-    @property
-    def dir(self) -> Path | None:
-        return self.engine.run_info.dir
-
-    @property
-    def control(self) -> Control:
-        return self.engine.control
-
-    @property
-    def progress(self) -> Progress:
-        return self.engine.progress
-
-    @property
-    def state(self) -> str:
-        """starting, running, paused, stopping, completed, stopped, failed or interrupted."""
-        if self._state == "running":
-            if self.control.stop_reason is not None:
-                return "stopping"
-            if self.control.paused:
-                return "paused"
-        return self._state
-
-    def snapshot(self) -> dict[str, Any]:
-        """Where the run stands, as plain values."""
-        return {
-            "id": self.id,
-            "dir": None if self.dir is None else str(self.dir),
-            "state": self.state,
-            "reason": self._result.reason if self._result else None,
-            "epoch": self.progress.epoch,
-            "epochs": self.progress.epochs_done,
-            "steps": self.progress.step,
-            "metrics": {stream: dict(values) for stream, values in self.engine.metrics.items()},
-        }
-
-    def events(self, *kinds: type[Event]) -> Listener:
-        """`async for event in run.events(AfterEpoch)`: earlier events that are not per batch, then what comes."""
-        return self.engine.bus.events(*kinds)
-
-    def __await__(self) -> Generator[Any, Any, Result]:
-        return self._outcome().__await__()
-
-    async def _outcome(self) -> Result:
-        await self._ended.wait()
-        self.asked = True
-        if self.error is not None:
-            raise self.error
-        assert self._result is not None
-        return self._result
-
-    async def ended(self) -> None:
-        """Wait for the end without taking the outcome."""
-        await self._ended.wait()
-
-    async def drive(self) -> None:
-        """Train to the end; what fails is kept for whoever asks. Never raises but for cancellation."""
-        token = current_run.set(self.id)
-        self._state = "running"
-        try:
-            await self._record(state="running", times={"started": now()})
-            self._result = await self.engine.train()
-            self._state = self._state_of(self._result)
-        except Exception as error:
-            self.error = error
-            self._state = "failed"
-            logger.error("the run failed: %s: %s", type(error).__name__, error)
-        except BaseException:
-            self._state = "stopped"
-            self._result = Result(
-                "cancelled", self.progress.epochs_done, self.progress.step, self.engine.metrics, self.dir, stopped=True
-            )
-            raise
-        finally:
-            self.engine.bus.close()  # also where training never began: who follows the events must see their end
-            try:
-                with anyio.CancelScope(shield=True):
-                    await self._record_end()
-            finally:
-                self._ended.set()
-                current_run.reset(token)
-
-    def _state_of(self, result: Result) -> str:
-        if result.reason in _SIGNALS:
-            return "interrupted"
-        return "stopped" if result.stopped else "completed"
-
-    async def _record_end(self) -> None:
-        reason = self._result.reason if self._result else f"{type(self.error).__name__}: {self.error}"
-        try:
-            await self._record(
-                state=self._state,
-                reason=reason,
-                exit_code=exit_code_of(self._result, self.error),
-                epochs=self.progress.epochs_done,
-                steps=self.progress.step,
-                metrics=self.engine.metrics,
-                times={"ended": now()},
-            )
-        except StorageError as error:
-            if self.error is None:
-                self.error = error
-            else:
-                self.error.add_note(f"after that, also: {error}")
-
-    async def _record(self, **changes: Any) -> None:
-        rundir = self._rundir
-        if rundir is not None:
-            async with OwnThread("asyncloop run.json") as thread:
-                await thread.call(lambda: rundir.update(**changes))
-
-
-def exit_code_of(result: Result | None, error: BaseException | None) -> int:
-    """The command line's exit code for an outcome."""
-    if error is not None:
-        return code_of(error)
-    return _SIGNALS.get(result.reason, 0) if result is not None else 0
 
 
 @asynccontextmanager
@@ -179,72 +36,50 @@ async def open_run(
     *,
     set: Overrides = (),
     engine: Engine | None = None,
+    init_from: str | Path | None = None,
     output_dir: str | Path | None = None,
     progress: str | None = None,
+    max_time: float | str | None = None,
     own_rng: bool = False,
+    debug: bool = False,
 ) -> AsyncGenerator[Run]:
     """Start a run in the background and hand out its handle.
 
     `source` is a config file or a mapping of the same form, or give an `engine`. Raises ConfigError before anything is
     made on disk. A failing run does not cancel the body: its exception comes from `await run`, or at the end of the
     context if nobody asked. Leaving early (or cancellation) is a stop: the step is finished, the state saved.
+
+    `init_from` is a run, or RUN:CHECKPOINT, whose weights are the first ones (counters begin at zero).
     `progress` ("auto", "rich", "plain", "json", "none") chooses the display, whatever the config says.
+    `max_time` (seconds, "30 min", "2 h") ends the run as interrupted, with everything saved.
+    `debug`: a few batches of each stream, all hashed to see whether anybody changes one.
     """
     if (source is None) == (engine is None):
         raise ConfigError("open_run needs either a config or engine=…, and not both")
+    limit_s = None if max_time is None else seconds_of(max_time)
     async with AsyncExitStack() as stack:
         rundir = None
-        if engine is None:
-            assert source is not None
-            parts = await _parts(stack, source, set, output_dir)
-            engine, rundir = _wire(parts, progress, own_rng), parts.rundir
+        if source is not None:
+            load = partial(load_config, source, set=set)
+            parts = await parts_of(stack, load, output_dir, own_rng=own_rng)
+            engine, rundir = wire(parts, progress=progress, own_rng=own_rng, debug=debug), parts.rundir
+            started_from = None if init_from is None else await load_weights(parts.model, parts.thread, init_from)
             await check_variables(engine)
-            await _make_directory(parts)
+            marks = {"tags": [*parts.config.run.tags, "debug"]} if debug else {}
+            await make_directory(parts, {"init_from": started_from, **marks})
         else:
-            if set or progress is not None or own_rng:
-                raise ConfigError("set, progress and own_rng belong to a config; give them to the Engine you built")
+            assert engine is not None
+            if set or progress is not None or own_rng or debug or init_from is not None:
+                raise ConfigError(
+                    "set, progress, own_rng, debug and init_from belong to a config; give them to the Engine you built"
+                )
             rundir = await _directory_of(engine, output_dir)
             if rundir is not None:
-                for hook in _always_for(rundir, engine.bus.hooks):
+                for hook in always_for(rundir, [hook for hook, _ in engine.bus.hooks]):
                     engine.bus.add(hook)
                     stack.callback(engine.bus.unsubscribe, hook)
-        if rundir is not None:
-            stack.callback(rundir.close)
-            rundir.open_log()
-        live = Run(engine, rundir)
-        body_error = await stack.enter_async_context(_background(live))
-        try:
+        async with background(Run(engine, rundir), limit_s) as live:
             yield live
-        except BaseException as error:
-            body_error.append(error)
-    if body_error:
-        if live.error is not None and live.error is not body_error[0]:
-            body_error[0].add_note(f"the run failed too: {type(live.error).__name__}: {live.error}")
-        raise body_error[0]
-    if live.error is not None and not live.asked:
-        raise live.error
-
-
-@asynccontextmanager
-async def _background(live: Run) -> AsyncGenerator[list[BaseException]]:
-    """The run in a task of its own; leaving waits for its end, stopping it if it is not over."""
-    body_error: list[BaseException] = []
-    async with anyio.create_task_group() as tasks:
-        tasks.start_soon(live.drive)
-        yield body_error
-        if live.state not in ("completed", "stopped", "failed", "interrupted"):
-            live.control.stop("its context was left")
-        with anyio.CancelScope(shield=True):
-            await live.ended()
-
-
-async def _parts(stack: AsyncExitStack, source: Source, set: Overrides, output_dir: str | Path | None) -> Parts:
-    """Load the config (and the user's modules) off the loop, choose the directory, build."""
-    async with OwnThread("asyncloop config") as thread:
-        config: Config = await thread.call(lambda: load_config(source, set=set))
-        exact = None if output_dir is None else Path(output_dir)
-        rundir = await thread.call(lambda: RunDir.plan(Path(config.run.root), config.run.name, exact))
-    return await stack.enter_async_context(build(config, rundir))
 
 
 async def _directory_of(engine: Engine, output_dir: str | Path | None) -> RunDir | None:
@@ -254,72 +89,17 @@ async def _directory_of(engine: Engine, output_dir: str | Path | None) -> RunDir
         return None
     async with OwnThread("asyncloop run directory") as thread:
         rundir = await thread.call(RunDir.plan, Path(), "run", Path(path))
-        await thread.call(rundir.create, {}, engine.seed, ())
+        await thread.call(rundir.create, {}, {"seed": engine.seed, "tags": []})
     engine.output_dir = rundir.path
     engine.run_info = replace(engine.run_info, id=rundir.id, name=rundir.name, dir=rundir.path)
     return rundir
 
 
-def _wire(parts: Parts, progress: str | None, own_rng: bool) -> Engine:
-    """The one place where everything meets."""
-    hooks = [*parts.hooks, *_always(parts, progress)]
-    if progress is not None:
-        hooks = [_with_mode(hook, progress) for hook in hooks]
-    settings: dict[str, Any] = parts.config.engine.kwargs()
-    settings["own_rng"] = settings.get("own_rng", False) or own_rng
-    engine = Engine(
-        parts.model, parts.dataset, hooks, **settings, seed=parts.config.run.seed, output_dir=parts.rundir.path
-    )
-    engine.thread = parts.thread
-    engine.run_info = replace(engine.run_info, id=parts.rundir.id, name=parts.rundir.name)
-    engine.check_streams()
-    return engine
-
-
-def _always(parts: Parts, progress: str | None) -> Iterable[Any]:
-    """The hooks that no config has to name: the trace, the run's own files, and a display if one was asked for."""
-    from asyncloop.hooks import ShowProgress
-
-    if progress not in (None, "none") and not any(isinstance(hook, ShowProgress) for hook in parts.hooks):
-        yield ShowProgress()
-    yield from _always_for(parts.rundir, [(hook, "") for hook in parts.hooks])
-
-
-def _always_for(rundir: RunDir, hooks: Iterable[tuple[Any, str]]) -> Iterable[Any]:
-    from asyncloop.hooks import TrainingTrace
-
-    if not any(isinstance(hook, TrainingTrace) for hook, _ in hooks):
-        yield TrainingTrace()
-    yield Recorder(rundir)
-
-
-def _with_mode(hook: Any, mode: str) -> Any:
-    from asyncloop.hooks import ShowProgress
-
-    return ShowProgress(mode=mode) if isinstance(hook, ShowProgress) else hook  # pyright: ignore[reportArgumentType]
-
-
-async def _make_directory(parts: Parts) -> None:
-    config, rundir = parts.config, parts.rundir
-    files = {"config.toml": config.text, "resolved.toml": dumps(config.resolved)}
-    folder = config.path.parent if config.path is not None else None
-    async with OwnThread("asyncloop run directory") as thread:
-        try:
-            await thread.call(rundir.create, files, config.run.seed, config.run.tags)
-            if folder is not None:
-                await thread.call(rundir.snapshot_code, [folder])
-        except BaseException:
-            with anyio.CancelScope(shield=True):
-                await thread.call(rundir.remove)
-            rundir.close()
-            raise
-
-
 async def check(source: Source, *, set: Overrides = ()) -> CheckReport:
     """Everything but training: load, build, one batch of each stream through the model. Makes nothing on disk."""
     async with AsyncExitStack() as stack:
-        parts = await _parts(stack, source, set, None)
-        engine = _wire(parts, None, own_rng=False)
+        parts = await parts_of(stack, partial(load_config, source, set=set), None)
+        engine = wire(parts)
         report = await dry_run(parts, engine)
         await check_variables(engine)
         return report
@@ -332,7 +112,8 @@ async def start(source: Source | None = None, **options: Any) -> Run:
     """Start a run in the background of a running asyncio loop (a notebook, a server) and return its handle at once.
 
     Takes what `open_run` takes. ConfigError and failures to build are raised here. `await run` gives the result;
-    when nobody does, a failure is logged.
+    when nobody does, a failure is logged. Cancelling (or interrupting) a wait for the run does not stop the run.
+    In a notebook the cell shows a live display, unless `progress` or the run's own ShowProgress says otherwise.
     """
     ready: asyncio.Future[Run] = asyncio.get_running_loop().create_future()
 
@@ -342,8 +123,9 @@ async def start(source: Source | None = None, **options: Any) -> Run:
                 live.asked = True
                 if ready.cancelled():  # nobody waits for the handle any more
                     return
-                ready.set_result(live)
-                await live.ended()
+                with _shown_in_cell(live, wanted=options.get("progress") is None):
+                    ready.set_result(live)
+                    await live.ended()
         except BaseException as error:
             if not ready.done():
                 ready.set_exception(error)
@@ -354,6 +136,34 @@ async def start(source: Source | None = None, **options: Any) -> Run:
     _hosts.add(task)  # the loop itself holds tasks only weakly
     task.add_done_callback(_hosts.discard)
     return await ready
+
+
+@contextmanager
+def _shown_in_cell(live: Run, *, wanted: bool) -> Generator[None]:
+    """In a notebook, open the run's display now, as part of the running cell; add one if it is `wanted` and there is none.
+
+    Opened later, in its own thread, it could land in whichever cell runs by then.
+    """
+    from asyncloop.hooks.progress_screens import in_notebook
+    from asyncloop.hooks.show_progress import ShowProgress
+
+    if not in_notebook():
+        yield
+        return
+    bus = live.engine.bus
+    shown = [hook for hook, _ in bus.hooks if isinstance(hook, ShowProgress)]
+    added = [ShowProgress()] if wanted and not shown else []
+    for hook in added:
+        bus.add(hook)
+    for hook in (*shown, *added):
+        hook.open(live.engine.run_info)
+    try:
+        yield
+    finally:
+        for hook in (*shown, *added):  # one that failed before it began has told its hooks nothing
+            hook.end(f"{live.state}: {live.error or 'ended before it began'}", live.progress.epoch, live.progress.step)
+        for hook in added:
+            bus.unsubscribe(hook)
 
 
 def run(source: Source | None = None, **options: Any) -> Result:
@@ -367,23 +177,6 @@ def run(source: Source | None = None, **options: Any) -> Result:
             return await live
 
     return anyio.run(main, backend_options={"use_uvloop": uvloop_is_there()})
-
-
-def load_model(run: str | Path, checkpoint: str = "latest") -> Any:
-    """The model of a saved run with the weights of a checkpoint, ready for inference, built in the calling thread.
-
-    `run` is a run directory, an id or a unique prefix of one under `runs`, or `latest`; `checkpoint` is `latest`,
-    `best` or a step. Raises NothingToResumeError if there is no such run, CheckpointError if the checkpoint is damaged.
-    """
-    path = find_run(run)
-    saved = Checkpoints(path / "checkpoints").read(checkpoint)
-    code = path / "code"
-    if code.is_dir() and str(code) not in sys.path:
-        sys.path.append(str(code))  # behind everything else: the user's own modules win while they are there
-    config = load_config(path / "resolved.toml")
-    model: Any = config.model.build(dataset=config.dataset.build(output_dir=path), output_dir=path)
-    model.load_state_dict(saved.model)
-    return model
 
 
 def uvloop_is_there() -> bool:

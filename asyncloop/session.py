@@ -23,7 +23,7 @@ from asyncloop.control import Claim, Control, PendingCheckpoint
 from asyncloop.errors import CheckpointError
 from asyncloop.events import CheckpointSaved, RunInfo
 from asyncloop.model_thread import Halt, ModelThread, Rules, Stretch
-from asyncloop.stream import BufferStatistics, Feed, Interrupted, Pass, open_feed, open_node
+from asyncloop.stream import BufferStatistics, Feed, Interrupted, Node, Pass, open_feed, open_node
 from asyncloop.threads import LoopHandle, LoopSleeper, OwnThread
 from asyncloop.watchdog import watch
 
@@ -84,13 +84,14 @@ class Session:
         on_log: Callable[..., None],
         follows: Callable[[str, bool], tuple[str, bool] | None],
         deadlines: Mapping[str, float],
+        watched: Callable[[Node], Node] | None,
     ) -> None:
         self.bus, self.control, self._run_info = bus, control, run
         self._model, self._dataset, self._rules, self._seed = model, dataset, rules, seed
         self._buffer: int | Literal["auto"] = buffer
         self._checkpoints, self._given_thread, self._positions = checkpoints, thread, positions
         self._on_failure, self._on_log, self._follows = on_failure, on_log, follows
-        self._deadlines = deadlines
+        self._deadlines, self._watched = deadlines, watched
         self._stretch: Stretch | None = None
         self._stack = AsyncExitStack()
         self._open: dict[str, OpenStream] = {}
@@ -208,6 +209,8 @@ class Session:
         try:
             with warm.scope:
                 node = await open_node(self._dataset, name, source, at)
+                if self._watched is not None:
+                    node = self._watched(node)
                 feed = open_feed(
                     node,
                     at,
@@ -293,13 +296,18 @@ class Session:
 
     # --- checkpoints --------------------------------------------------------------------------------------------
 
+    @property
+    def saves(self) -> bool:
+        """Whether there is somewhere to save a checkpoint."""
+        return self._checkpoints is not None
+
     async def save(self, step: int, record: Mapping[str, Any], requests: list[PendingCheckpoint]) -> None:
         """Copy the state on the model thread, send a marker through the mailboxes, and write in the background.
 
         One checkpoint serves all `requests`. Waits only for the copy (and for the write before, if it is not done yet).
         """
         if self._checkpoints is None:
-            error = CheckpointError("this engine has no output_dir, so there is nowhere to save a checkpoint")
+            error = CheckpointError("a checkpoint was asked for, but this engine has no output_dir, or only evaluates")
             for request in requests:
                 request.resolve(None, error)
             raise error

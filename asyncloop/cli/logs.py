@@ -7,6 +7,8 @@ import logging
 import sys
 from typing import TextIO, cast
 
+from asyncloop.redact import RedactingFormatter
+
 __all__ = ["configure_logging"]
 
 
@@ -28,12 +30,12 @@ def configure_logging() -> None:
 def _handler(stream: TextIO, on_terminal: bool) -> logging.Handler:
     if not on_terminal:
         handler: logging.Handler = logging.StreamHandler(stream)
-        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
+        handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)-7s %(message)s", "%H:%M:%S"))
         return handler
     from rich.console import Console
     from rich.logging import RichHandler
 
     console = Console(file=stream, force_terminal=True)
     handler = RichHandler(console=console, show_path=False, markup=False, log_time_format="%H:%M:%S")
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    handler.setFormatter(RedactingFormatter("%(message)s"))
     return handler

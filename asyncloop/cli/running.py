@@ -1,28 +1,36 @@
-"""`asyncloop run`: one run from a config, with signals as stops and its outcome on standard output."""
+"""`asyncloop run` and `eval`: one run, with signals as stops and its outcome on standard output."""
 
 from __future__ import annotations
 
 import json
 import os
+import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import anyio
 
+from asyncloop.blame import alone
 from asyncloop.cli.logs import configure_logging
 from asyncloop.cli.signals import Work, say, watch
-from asyncloop.cli.terminal import print_json
+from asyncloop.cli.terminal import complain, print_json
 from asyncloop.cli.trouble import code_of, tell
+from asyncloop.cli.wording import metric_rows
+from asyncloop.evaluation import open_evaluation
+from asyncloop.live import INTERRUPTED, Run, exit_code_of
+from asyncloop.redact import redacted
 from asyncloop.rundir import now
-from asyncloop.runs import Run, exit_code_of, open_run, uvloop_is_there
+from asyncloop.runs import open_run, uvloop_is_there
 from asyncloop.threads import LoopHandle
 
-__all__ = ["run_config"]
+__all__ = ["Opening", "evaluate_run", "run_config"]
 
-_SIGNAL_CODES = {"SIGINT": 130, "SIGTERM": 143}
+Opening = Callable[[], AbstractAsyncContextManager[Run]]
 
 _BUILDING_GRACE_S = 0.4
 """Nothing is trained yet, so nothing can be lost: what is being built may take this long to be taken down."""
@@ -38,25 +46,35 @@ class _Outcome:
     error: BaseException | None = None
 
 
-def run_config(config: str, overrides: Sequence[str], *, progress: str, output_dir: str | None, as_json: bool) -> int:
-    """Run to the end; the exit code. What goes wrong is told on standard error, not raised."""
+def run_config(
+    config: str, overrides: Sequence[str], *, as_json: bool, debug: bool = False, rm: bool = False, **options: Any
+) -> int:
+    """Train to the end; the exit code. `options` are `open_run`'s. What goes wrong is told on standard error."""
+    opening = partial(open_run, config, set=overrides, own_rng=True, debug=debug, **options)
+    return _conduct(opening, as_json=as_json, debug=debug, rm=rm)
+
+
+def evaluate_run(streams: Sequence[str], run: str, overrides: Sequence[str], *, as_json: bool, **options: Any) -> int:
+    """Evaluate a saved run; the exit code. `options` are `open_evaluation`'s. What goes wrong is told on standard error."""
+    return _conduct(partial(open_evaluation, run, streams, set=overrides, own_rng=True, **options), as_json=as_json)
+
+
+def _conduct(opening: Opening, *, as_json: bool, debug: bool = False, rm: bool = False) -> int:
     configure_logging()
-
-    async def main() -> _Outcome:
-        return await _run(config, overrides, progress, output_dir)
-
     try:
-        outcome = anyio.run(main, backend_options={"use_uvloop": uvloop_is_there()})
+        outcome = anyio.run(_run, opening, rm, backend_options={"use_uvloop": uvloop_is_there()})
     except SystemExit as leaving:  # of the user's code, to whom it does not belong to end the process
         return tell(leaving)
     if outcome.error is not None:
         tell(outcome.error)
     if outcome.live is not None:
-        _print_outcome(outcome.live, outcome, as_json)
+        _print_outcome(outcome.live, outcome, as_json, removed=rm)
+    if debug and outcome.error is not None:
+        _look_into(outcome.error)
     return outcome.exit_code
 
 
-async def _run(config: str, overrides: Sequence[str], progress: str, output_dir: str | None) -> _Outcome:
+async def _run(opening: Opening, rm: bool) -> _Outcome:
     """The run itself. Raises what happens before there is one."""
     watch.listen()
     loop, live, signals = LoopHandle(), None, list[str]()
@@ -68,15 +86,16 @@ async def _run(config: str, overrides: Sequence[str], progress: str, output_dir:
     with anyio.CancelScope() as building:
         watch.work = Work(give_up, "nothing is trained yet, taking down what was built", grace_s=_BUILDING_GRACE_S)
         try:
-            async with open_run(config, set=overrides, output_dir=output_dir, progress=progress, own_rng=True) as live:
+            async with opening() as live:
+                live.remove_at_end = rm
                 return await _followed(live)
         except Exception as error:
             if live is None:
                 raise
-            return _Outcome(code_of(error), live, f"{type(error).__name__}: {error}", error)
+            return _Outcome(code_of(error), live, redacted(f"{type(error).__name__}: {error}"), error)
         finally:
             watch.work = None
-    return _Outcome(_SIGNAL_CODES[signals[0]])
+    return _Outcome(INTERRUPTED[signals[0]])
 
 
 async def _followed(live: Run) -> _Outcome:
@@ -115,7 +134,7 @@ def _record_interruption(run_dir: Path | None, signal_name: str) -> None:
     if run_dir is None:
         return
     path, written_by_run = run_dir / "run.json", run_dir / ".tmp-run.json"
-    ended: dict[str, Any] = {"state": "interrupted", "reason": signal_name, "exit_code": _SIGNAL_CODES[signal_name]}
+    ended: dict[str, Any] = {"state": "interrupted", "reason": signal_name, "exit_code": INTERRUPTED[signal_name]}
     while True:  # the caller waits only so long
         record = json.loads(path.read_text())
         if record["state"] == "interrupted" and not written_by_run.exists():
@@ -130,27 +149,30 @@ def _record_interruption(run_dir: Path | None, signal_name: str) -> None:
 # --- the end on standard output -----------------------------------------------------------------------------------
 
 
-def _print_outcome(live: Run, outcome: _Outcome, as_json: bool) -> None:
+def _print_outcome(live: Run, outcome: _Outcome, as_json: bool, *, removed: bool) -> None:
     found = live.snapshot()
+    run_dir = None if removed else found["dir"]
     if as_json:
         counters = {name: found[name] for name in ("epochs", "steps", "metrics")}
-        head = {"id": live.id, "dir": found["dir"], "state": live.state, "reason": outcome.reason}
+        head = {"id": live.id, "dir": run_dir, "state": live.state, "reason": outcome.reason}
         print_json({**head, "exit_code": outcome.exit_code, **counters})
         return
     print(f"{live.state}: {outcome.reason}")
-    print(live.dir)
-    for stream, values in found["metrics"].items():
-        for name, value in _scalars(values):
-            print(f"{stream} {name} {value:.4f}")
+    print(run_dir if run_dir is not None else f"removed {found['dir']}")
+    for row in metric_rows(found["metrics"]):
+        print(*row)
 
 
-def _scalars(values: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, float]]:
-    """The numbers among the values, those in tables as `name/part`."""
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _scalars(cast("Mapping[str, Any]", value), f"{above}{name}/")
-        elif getattr(value, "ndim", 0) == 0 and not isinstance(value, str | bytes | list | tuple | None):
-            try:
-                yield above + name, float(value)
-            except (TypeError, ValueError):
-                continue
+# --- after a failure ----------------------------------------------------------------------------------------------
+
+
+def _look_into(error: BaseException) -> None:
+    """The debugger at the frame that raised; only where somebody can type."""
+    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+        complain("no debugger: standard input is no terminal")
+        return
+    import pdb
+
+    complain("the debugger, where it was raised: `w` shows the stack, `u` goes up, `p name` a value, `q` leaves")
+    watch.work = Work(lambda name: None, "type q to leave the debugger")
+    pdb.post_mortem(alone(error).__traceback__)

@@ -71,9 +71,11 @@ def _to_null_device(descriptor: int) -> None:
 
 
 def complain(text: str) -> None:
-    """To standard error, after whatever was on its way to standard output."""
+    """To standard error, after whatever was on its way to standard output; without secrets."""
+    from asyncloop.redact import redacted
+
     sys.stdout.flush()
-    print(text, file=sys.stderr, flush=True)
+    print(redacted(text), file=sys.stderr, flush=True)
 
 
 def strong(text: str) -> str:

@@ -9,7 +9,7 @@ load        all of it, in this order                            toml            
 
 from asyncloop.config.components import Component
 from asyncloop.config.importing import import_object
-from asyncloop.config.load import Config, load_config
+from asyncloop.config.load import Config, load_config, load_dataset
 from asyncloop.config.problem import InvalidConfig, Origin, Problem
 from asyncloop.config.schema import EngineSection, RunSection
 from asyncloop.config.toml import dumps
@@ -25,4 +25,5 @@ __all__ = [
     "dumps",
     "import_object",
     "load_config",
+    "load_dataset",
 ]

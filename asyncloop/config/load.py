@@ -18,8 +18,9 @@ from asyncloop.config.problem import InvalidConfig, Origin, Problem
 from asyncloop.config.reference import References
 from asyncloop.config.schema import EngineSection, RunSection, without_empty_deadlines
 from asyncloop.config.tree import Node, from_value, merge, shown, without_markers
+from asyncloop.redact import keep_secret, redacted
 
-__all__ = ["Config", "load_config"]
+__all__ = ["Config", "load_config", "load_dataset"]
 
 _S = TypeVar("_S", bound=BaseModel)
 
@@ -51,26 +52,30 @@ def load_config(
     *,
     set: Mapping[str, Any] | Sequence[str] = (),
     for_eval: str | None = None,
+    folder: FilePath | None = None,
 ) -> Config:
     """Read and check a config: a TOML file, a directory with a cfg.toml, or a mapping of the same form.
 
     `set` holds the values of `--set`, as texts `a.b=VALUE` or as `{"a.b": value}`; they win over all files.
     `for_eval` merges `[eval.<stream>]` over the rest, and its hooks (none, if it has none) replace the training hooks.
 
-    Imports the modules the config names, for which its folder and the current directory go to the front of
-    `sys.path`; builds nothing. Raises ConfigError with every problem found, each with its place.
+    Imports the modules the config names, for which its folder (or `folder`) and the current directory go to the front
+    of `sys.path`; builds nothing. Raises ConfigError with every problem found, each with its place.
     """
     try:
-        return _load(source, set, for_eval)
+        return _load(source, set, for_eval, folder)
     except RecursionError:
         raise InvalidConfig(Problem("the config is nested too deeply")) from None
 
 
 def _load(
-    source: str | FilePath | Mapping[str, Any], set: Mapping[str, Any] | Sequence[str], for_eval: str | None
+    source: str | FilePath | Mapping[str, Any],
+    set: Mapping[str, Any] | Sequence[str],
+    for_eval: str | None,
+    folder: FilePath | None,
 ) -> Config:
     tree, path, text = read(source)
-    make_importable(path.parent if path is not None else FilePath(), FilePath())
+    make_importable(folder or (path.parent if path is not None else FilePath()), FilePath())
     overrides, problems = read_overrides(set)
     after_merge = [each for each in overrides if for_eval is not None and each.path[0] != "eval"]
     for override in overrides:
@@ -90,10 +95,32 @@ def _load(
         evaluation.config(_merged_for_eval(tree, stream), path, text)
         problems += [each for each in evaluation.problems if (each.origin, each.message) not in _seen(problems)]
     if config is None or problems:
-        shown_problems = [_without_secrets(each, reading.secrets) for each in problems]
-        shown_problems.sort(key=lambda each: (each.file or "", each.line or 0, each.column or 0))
-        raise InvalidConfig(*shown_problems) from next((each.cause for each in problems if each.cause), None)
+        raise _refusal(problems)
     return config
+
+
+def load_dataset(
+    source: str | FilePath | Mapping[str, Any], *, set: Mapping[str, Any] | Sequence[str] = ()
+) -> tuple[RunSection, Component]:
+    """Only `[run]` and `[dataset]` of a config, checked as `load_config` does; the rest may be missing yet."""
+    tree, path, _ = read(source)
+    make_importable(path.parent if path is not None else FilePath(), FilePath())
+    overrides, problems = read_overrides(set)
+    for override in overrides:
+        tree = override.apply(tree, problems)
+    run, dataset = _Reading(problems).run_and_dataset(tree)
+    if problems or run is None or dataset is None:
+        raise _refusal(problems)
+    return run, dataset
+
+
+def _refusal(problems: list[Problem]) -> InvalidConfig:
+    """All problems in the order of the files, without secrets."""
+    cleaned = [replace(each, message=redacted(each.message), hint=redacted(each.hint)) for each in problems]
+    cleaned.sort(key=lambda each: (each.file or "", each.line or 0, each.column or 0))
+    refusal = InvalidConfig(*cleaned)
+    refusal.__cause__ = next((each.cause for each in problems if each.cause), None)
+    return refusal
 
 
 def _eval_streams(tree: Node, problems: list[Problem]) -> dict[str, Node]:
@@ -126,22 +153,17 @@ def _seen(problems: list[Problem]) -> list[tuple[Origin, str]]:
     return [(each.origin, each.message) for each in problems]
 
 
-def _without_secrets(problem: Problem, secrets: Mapping[str, str]) -> Problem:
-    """A message of somebody else's (an import, a validator) may quote what the environment gave."""
-    message = problem.message
-    for value, reference in secrets.items():
-        if len(value) >= 4:  # shorter ones are in any text
-            message = message.replace(value, reference).replace(repr(value)[1:-1], reference)
-    return replace(problem, message=message)
-
-
 @dataclass(slots=True)
 class _Reading:
     """Makes a Config of a merged tree; owns the problems found on the way."""
 
     problems: list[Problem]
     env_optional: bool = False
-    secrets: dict[str, str] = field(default_factory=dict[str, str])
+
+    def run_and_dataset(self, tree: Node) -> tuple[RunSection | None, Component | None]:
+        tree = self._resolved(without_markers(tree, self.problems, skip="eval"))
+        run, _ = self._section("run", RunSection, tree)
+        return run, self._component("dataset", tree)
 
     def config(self, tree: Node, path: FilePath | None, text: str) -> Config | None:
         tree = self._resolved(without_markers(tree, self.problems, skip="eval"))
@@ -168,9 +190,10 @@ class _Reading:
 
     def _resolved(self, tree: Node) -> Node:
         values = {name: section().model_dump(exclude_none=True) for name, section in _SECTIONS.items()}
-        references = References(tree, from_value(values)[0], self.env_optional, secrets=self.secrets)
+        references = References(tree, from_value(values)[0], self.env_optional)
         tree = references.resolve(skip="eval")
         self.problems += references.problems
+        keep_secret(references.secrets)
         return tree
 
     def _unknown_tables(self, tree: Node) -> None:

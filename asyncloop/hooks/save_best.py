@@ -36,6 +36,9 @@ class SaveBest(Hook):
 
     needs_output_dir = True
 
+    saves = True
+    """An evaluation, which never saves, refuses it."""
+
     def __init__(
         self,
         variable: str = "loss",

@@ -25,6 +25,9 @@ class SaveEvery(Hook):
 
     needs_output_dir = True
 
+    saves = True
+    """An evaluation, which never saves, refuses it."""
+
     def __init__(self, every: str = "1 epoch", keep: int | None = None, zero: bool = False) -> None:
         owner = type(self).__name__
         refuse(owner, whole("keep", keep, 1), *_cadence_problems(every))

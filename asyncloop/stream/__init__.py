@@ -4,7 +4,7 @@ from asyncloop.stream.buffer import BufferStatistics, EndOfStream, Interrupted, 
 from asyncloop.stream.description import Stream
 from asyncloop.stream.feed import Feed, open_feed
 from asyncloop.stream.lookup import check_streams, dataset_streams, open_node
-from asyncloop.stream.operators import Item
+from asyncloop.stream.operators import Item, Node
 from asyncloop.stream.order import Pass
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Feed",
     "Interrupted",
     "Item",
+    "Node",
     "Pass",
     "Stream",
     "StreamBuffer",

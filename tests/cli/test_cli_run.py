@@ -13,9 +13,9 @@ def test_a_run_ends_with_reason_directory_and_metrics(asyncloop, only_run):
     assert out.splitlines() == [
         "completed: 2 epochs done",
         str(only_run()),
-        "train loss 0.5000",
+        "train loss 0.5",
         "train accuracy 0.6667",
-        "test loss 0.5000",
+        "test loss 0.5",
         "test accuracy 0.6667",
     ]
     assert "Traceback" not in err

@@ -1,0 +1,56 @@
+"""`asyncloop init`: a project that runs as it is made."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+from asyncloop.checkpoint import storage_error
+from asyncloop.cli.terminal import complain
+from asyncloop.config.json_schema import json_schema
+from asyncloop.errors import ConfigError
+
+__all__ = ["Template", "make_project"]
+
+Template = Literal["numpy", "torch", "stream"]
+
+_FILES: Mapping[Template, Mapping[str, str]] = {
+    "numpy": {"cfg.toml": "numpy", "model.py": "numpy", "data.py": "moons", "test_project.py": "moons"},
+    "torch": {"cfg.toml": "torch", "model.py": "torch", "data.py": "moons", "test_project.py": "moons"},
+    "stream": {"cfg.toml": "stream", "model.py": "stream", "data.py": "stream", "test_project.py": "stream"},
+}
+_SCHEMA = "cfg.schema.json"
+
+
+def make_project(directory: str, template: Template) -> int:
+    """Write the template's files, and the schema by which editors complete the config's keys. Overwrites nothing."""
+    folder = Path(directory)
+    files = {name: _text(home, name) for name, home in _FILES[template].items()}
+    files["cfg.toml"] = f"#:schema ./{_SCHEMA}\n{files['cfg.toml']}"
+    there = [str(folder / name) for name in (*files, _SCHEMA) if (folder / name).exists()]
+    if there:
+        raise ConfigError(f"{', '.join(there)}: there already; nothing was written. Choose another directory")
+    _write(folder, files)
+    _write(folder, {_SCHEMA: json.dumps(json_schema(folder / "cfg.toml"), indent=1) + "\n"})
+    for name in (*files, _SCHEMA):
+        print(folder / name)
+    prefix = "" if folder == Path() else f"cd {folder} && "
+    complain(f"now: {prefix}asyncloop check cfg.toml, then asyncloop run cfg.toml")
+    return 0
+
+
+def _text(home: str, name: str) -> str:
+    return (resources.files("asyncloop") / "templates" / home / name).read_text()
+
+
+def _write(folder: Path, files: Mapping[str, str]) -> None:
+    for name, text in files.items():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with open(folder / name, "x", encoding="utf-8") as file:
+                file.write(text)
+        except OSError as error:
+            raise storage_error("write", folder / name, error) from error

@@ -1,0 +1,96 @@
+"""Wiring: a config and what it builds become an Engine with a run directory. The one place where everything meets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import anyio
+
+from asyncloop import rng
+from asyncloop.config import Config, dumps
+from asyncloop.engine import Engine
+from asyncloop.preflight import Parts, build
+from asyncloop.recorder import Recorder
+from asyncloop.rundir import RunDir
+from asyncloop.threads import OwnThread
+
+__all__ = ["always_for", "make_directory", "parts_of", "wire"]
+
+
+async def parts_of(
+    stack: AsyncExitStack, load: Callable[[], Config], output_dir: str | Path | None, *, own_rng: bool = False
+) -> Parts:
+    """Load the config (and the user's modules) off the loop, choose the directory, build. `own_rng`: seed before."""
+    async with OwnThread("asyncloop config") as thread:
+        config = await thread.call(load)
+        exact = None if output_dir is None else Path(output_dir)
+        rundir = await thread.call(lambda: RunDir.plan(Path(config.run.root), config.run.name, exact))
+    if own_rng or config.engine.own_rng:
+        rng.seed_globals(config.run.seed)
+    return await stack.enter_async_context(build(config, rundir))
+
+
+def wire(parts: Parts, *, progress: str | None = None, own_rng: bool = False, debug: bool = False) -> Engine:
+    """The engine of a run. Raises ConfigError if the dataset lacks a stream that the config names."""
+    settings: dict[str, Any] = parts.config.engine.kwargs()
+    settings["own_rng"] = settings.get("own_rng", False) or own_rng
+    hooks = with_display(parts.hooks, progress)
+    hooks += always_for(parts.rundir, hooks)
+    guard = None
+    if debug:
+        from asyncloop.debugging import BatchGuard, few
+
+        settings = few(settings)
+        guard = BatchGuard(parts.hooks)
+        guard.guard(parts.model)
+        hooks.append(guard)
+    engine = Engine(
+        parts.model, parts.dataset, hooks, **settings, seed=parts.config.run.seed, output_dir=parts.rundir.path
+    )
+    engine.thread, engine.seeded = parts.thread, engine.own_rng
+    engine.watched = guard.watched if guard is not None else None
+    engine.run_info = replace(engine.run_info, id=parts.rundir.id, name=parts.rundir.name)
+    engine.check_streams()
+    return engine
+
+
+def with_display(hooks: Sequence[Any], progress: str | None) -> list[Any]:
+    """The hooks with the display that `progress` asks for, whatever the config says; None leaves it to the config."""
+    from asyncloop.hooks import ShowProgress
+
+    if progress is None:
+        return list(hooks)
+    shown = [ShowProgress(mode=progress) if isinstance(hook, ShowProgress) else hook for hook in hooks]  # pyright: ignore[reportArgumentType]
+    if progress != "none" and not any(isinstance(hook, ShowProgress) for hook in hooks):
+        shown.append(ShowProgress(mode=progress))  # pyright: ignore[reportArgumentType]
+    return shown
+
+
+def always_for(rundir: RunDir, hooks: Iterable[Any]) -> list[Any]:
+    """The hooks that no config has to name: the trace and the run's own files."""
+    from asyncloop.hooks import TrainingTrace
+
+    trace = [] if any(isinstance(hook, TrainingTrace) for hook in hooks) else [TrainingTrace()]
+    return [*trace, Recorder(rundir)]
+
+
+async def make_directory(parts: Parts, entries: Mapping[str, Any]) -> None:
+    """Make the run directory with the config, the code and `entries` in run.json, whole or not at all."""
+    config, rundir = parts.config, parts.rundir
+    files = {"config.toml": config.text, "resolved.toml": dumps(config.resolved)}
+    folder = None if config.path is None else config.path.parent.absolute()
+    own = {"seed": config.run.seed, "tags": config.run.tags, "folder": folder}
+    async with OwnThread("asyncloop run directory") as thread:
+        try:
+            await thread.call(rundir.create, files, {**own, **entries})
+            if folder is not None:
+                await thread.call(rundir.snapshot_code, [folder])
+        except BaseException:
+            with anyio.CancelScope(shield=True):
+                await thread.call(rundir.remove)
+            rundir.close()
+            raise
