@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -120,7 +121,7 @@ async def dry_run(parts: Parts, engine: Engine) -> CheckReport:
     weights = getattr(parts.model, "weights", None)
     if weights is not None:
         arrays = cast("Mapping[str, Any]", await parts.thread.call(weights))
-        report.n_parameters = sum(int(getattr(array, "size", 1)) for array in arrays.values())
+        report.n_parameters = sum(math.prod(getattr(array, "shape", ())) for array in arrays.values())
     for hook, name in engine.bus.hooks:
         report.hooks.append((name, _kind(hook), str(getattr(hook, "every", None) or "every event")))
     return report

@@ -26,13 +26,25 @@ def moons(tmp_path: Path) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize(
-    "command", [line for line in "".join(blocks("sh")).splitlines() if line.startswith("asyncloop ")]
-)
-def test_the_commands_run(moons: Path, command: str) -> None:
-    words = command.partition("#")[0].split()
-    done = subprocess.run([sys.executable, "-m", *words], cwd=moons, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+def test_the_commands_run_one_after_the_other(moons: Path) -> None:
+    commands = [line.partition("#")[0].split() for line in "".join(blocks("sh")).splitlines()]
+    commands = [words for words in commands if words[:1] == ["asyncloop"]]
+    assert len(commands) >= 5
+    for words in commands:
+        done = subprocess.run([sys.executable, "-m", *words], cwd=moons, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+
+
+def test_every_command_and_every_option_of_run_is_in_the_readme() -> None:
+    from typer.main import get_command
+
+    from asyncloop.cli.app import app
+
+    commands = get_command(app).commands  # type: ignore[attr-defined]
+    words = set(re.findall(r"[\w-]+", README))
+    assert set(commands) <= words
+    options = {option for each in commands["run"].params for option in each.opts if option.startswith("--")}
+    assert options - {"--progress", "--output-dir"} <= words
 
 
 def test_the_embedding_stops_the_run_when_it_is_good_enough(moons: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -98,7 +98,7 @@ class ProgressState:
     def _begin_stream(self, event: AfterBatch, now_s: float) -> None:
         self._learn()
         self._points.clear()
-        if self._newest is None and not self._resumed:
+        if self._newest is None and event.train and not self._resumed:
             self._points.append((self._began_s, 0))
         if event.train:
             if self._resumed and not self._trained:

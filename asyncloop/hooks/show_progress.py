@@ -7,7 +7,17 @@ import time
 from collections.abc import Sequence
 from typing import get_args
 
-from asyncloop.events import AfterBatch, AfterEpoch, AfterEvaluation, AfterTraining, BeforeEpoch, BeforeTraining
+from asyncloop.events import (
+    AfterBatch,
+    AfterEpoch,
+    AfterEvaluation,
+    AfterTraining,
+    BeforeEpoch,
+    BeforeTraining,
+    Paused,
+    Resumed,
+    RunInfo,
+)
 from asyncloop.hook import Hook
 from asyncloop.hooks.arguments import one_of, refuse
 from asyncloop.hooks.progress_screens import Mode, Screen, open_screen
@@ -42,13 +52,25 @@ class ShowProgress(Hook):
         self._screen: Screen | None = None
         self._drawn_s = 0.0
 
+    def open(self, run: RunInfo) -> None:
+        """Open the display, if it is not open yet. In a notebook it belongs to the cell that runs now, so whoever starts
+        a run in the background does it; for others the run does. On any thread, before the run has begun."""
+        if self._screen is not None:
+            return
+        try:
+            self._screen = open_screen(self._mode, run)
+        except (OSError, ValueError) as error:
+            logger.debug("no progress is shown: %s", error)
+
+    def end(self, state: str, epoch: int, step: int) -> None:
+        """Close the display, if it is still open, with how the run ended. On any thread, after the run."""
+        self._tell(state, epoch, step)
+        self._close()
+
     def before_training(self, event: BeforeTraining) -> None:
         self._state.begin_training(event)
         self._drawn_s = time.perf_counter()
-        try:
-            self._screen = open_screen(self._mode)
-        except (OSError, ValueError) as error:
-            logger.debug("no progress is shown: %s", error)
+        self.open(event.run)
 
     def before_epoch(self, event: BeforeEpoch) -> None:
         self._state.begin_epoch(event, time.perf_counter())
@@ -81,8 +103,23 @@ class ShowProgress(Hook):
         except (OSError, ValueError) as error:
             self._go_silent(error)
 
+    def paused(self, event: Paused) -> None:
+        self._tell("paused", event.epoch, event.step)
+
+    def resumed(self, event: Resumed) -> None:
+        self._tell("running", event.epoch, event.step)
+
     def after_training(self, event: AfterTraining) -> None:
-        self._close()
+        has_stopped = event.control.stop_reason is not None
+        state = "failed" if not event.success else "stopped" if has_stopped else "completed"
+        self.end(f"{state}: {event.reason}", event.epoch, event.step)
+
+    def _tell(self, state: str, epoch: int, step: int) -> None:
+        if self._screen is not None:
+            try:
+                self._screen.tell(state, epoch, step)
+            except (OSError, ValueError) as error:
+                self._go_silent(error)
 
     def _go_silent(self, error: Exception) -> None:
         logger.debug("progress is not shown any more: %s", error)
