@@ -13,16 +13,16 @@ from typing import Any, cast
 import anyio
 
 from asyncloop.batch import Batch, as_batch, n_examples_of
-from asyncloop.config import Config
+from asyncloop.config import Config, InvalidConfig, Problem
 from asyncloop.engine import Engine
 from asyncloop.errors import ConfigError, DataError, ModelError
 from asyncloop.model import Model
 from asyncloop.model_thread import ModelThread
 from asyncloop.rundir import RunDir
-from asyncloop.stream import EndOfStream, Pass, open_feed, open_node
+from asyncloop.stream import EndOfStream, Pass, dataset_streams, open_feed, open_node
 from asyncloop.threads import OwnThread
 
-__all__ = ["CheckReport", "Parts", "build", "build_hooks", "check_variables", "described", "dry_run", "first_batches"]
+__all__ = ["CheckReport", "Parts", "build", "build_hooks", "check_names", "described", "dry_run", "first_batches"]
 
 
 @dataclass(slots=True)
@@ -56,17 +56,46 @@ async def build(config: Config, rundir: RunDir) -> AsyncGenerator[Parts]:
         async with OwnThread("asyncloop building") as helper:
             dataset = await helper.call(lambda: config.dataset.build(output_dir=rundir.path))
         model = await thread.call(lambda: config.model.build(dataset=dataset, output_dir=rundir.path))
-        _check_model(model)
+        with config.model.places.named():
+            _check_model(model)
         yield Parts(config, rundir, dataset, model, await build_hooks(config, dataset, rundir), thread)
 
 
 async def build_hooks(config: Config, dataset: Any, rundir: RunDir) -> list[Any]:
-    """The config's hooks, built off the loop. Raises what constructors raise."""
+    """The config's hooks, built off the loop. Raises what constructors raise, all their ConfigErrors at once."""
+
+    def build_all() -> list[Any]:
+        hooks: list[Any] = []
+        problems: list[Problem] = []
+        for component in config.hooks:
+            try:
+                hooks.append(component.build(dataset=dataset, output_dir=rundir.path))
+            except InvalidConfig as error:
+                problems += error.details
+        if problems:
+            raise InvalidConfig(*problems)
+        return hooks
+
     async with OwnThread("asyncloop building") as helper:
-        return await helper.call(lambda: [hook.build(dataset=dataset, output_dir=rundir.path) for hook in config.hooks])
+        return await helper.call(build_all)
 
 
-async def check_variables(engine: Engine) -> None:
+async def check_names(config: Config, engine: Engine) -> None:
+    """ConfigError, with places, for each stream and variable that a hook names and that is not there."""
+    there = dataset_streams(engine.dataset)
+    lacking = [
+        f"{name} wants the stream {stream!r}, but the dataset has {', '.join(there) or 'none'}"
+        for hook, name in engine.bus.hooks
+        for stream in getattr(hook, "needs_streams", ())
+        if stream not in there
+    ]
+    with config.places.named():
+        if lacking:
+            raise ConfigError(*lacking)
+        await _check_variables(engine)
+
+
+async def _check_variables(engine: Engine) -> None:
     """ConfigError for each variable that a hook names and neither the model nor the train stream has.
 
     Reads one batch of the train stream only if some name is not among the model's declared inputs and outputs.

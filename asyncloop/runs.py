@@ -19,7 +19,7 @@ from asyncloop.engine import Engine, Result
 from asyncloop.errors import ConfigError
 from asyncloop.evaluation import load_weights
 from asyncloop.live import Run, background
-from asyncloop.preflight import CheckReport, check_variables, dry_run
+from asyncloop.preflight import CheckReport, check_names, dry_run
 from asyncloop.rundir import RunDir
 from asyncloop.threads import OwnThread
 from asyncloop.wiring import always_for, make_directory, parts_of, wire
@@ -64,7 +64,7 @@ async def open_run(
             parts = await parts_of(stack, load, output_dir, own_rng=own_rng)
             engine, rundir = wire(parts, progress=progress, own_rng=own_rng, debug=debug), parts.rundir
             started_from = None if init_from is None else await load_weights(parts.model, parts.thread, init_from)
-            await check_variables(engine)
+            await check_names(parts.config, engine)
             marks = {"tags": [*parts.config.run.tags, "debug"]} if debug else {}
             await make_directory(parts, {"init_from": started_from, **marks})
         else:
@@ -101,7 +101,7 @@ async def check(source: Source, *, set: Overrides = ()) -> CheckReport:
         parts = await parts_of(stack, partial(load_config, source, set=set), None)
         engine = wire(parts)
         report = await dry_run(parts, engine)
-        await check_variables(engine)
+        await check_names(parts.config, engine)
         return report
 
 

@@ -48,13 +48,14 @@ def wire(parts: Parts, *, progress: str | None = None, own_rng: bool = False, de
         guard = BatchGuard(parts.hooks)
         guard.guard(parts.model)
         hooks.append(guard)
-    engine = Engine(
-        parts.model, parts.dataset, hooks, **settings, seed=parts.config.run.seed, output_dir=parts.rundir.path
-    )
+    with parts.config.places.named():
+        engine = Engine(
+            parts.model, parts.dataset, hooks, **settings, seed=parts.config.run.seed, output_dir=parts.rundir.path
+        )
+        engine.check_streams()
     engine.thread, engine.seeded = parts.thread, engine.own_rng
     engine.watched = guard.watched if guard is not None else None
     engine.run_info = replace(engine.run_info, id=parts.rundir.id, name=parts.rundir.name)
-    engine.check_streams()
     return engine
 
 

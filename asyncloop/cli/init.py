@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
 from asyncloop.checkpoint import storage_error
+from asyncloop.cli.logs import configure_logging
 from asyncloop.cli.terminal import complain
 from asyncloop.config.json_schema import json_schema
 from asyncloop.errors import ConfigError
@@ -27,6 +29,7 @@ _SCHEMA = "cfg.schema.json"
 
 def make_project(directory: str, template: Template) -> int:
     """Write the template's files, and the schema by which editors complete the config's keys. Overwrites nothing."""
+    configure_logging()
     folder = Path(directory)
     files = {name: _text(home, name) for name, home in _FILES[template].items()}
     files["cfg.toml"] = f"#:schema ./{_SCHEMA}\n{files['cfg.toml']}"
@@ -34,6 +37,8 @@ def make_project(directory: str, template: Template) -> int:
     if there:
         raise ConfigError(f"{', '.join(there)}: there already; nothing was written. Choose another directory")
     _write(folder, files)
+    if template == "torch" and find_spec("torch") is None:
+        complain("this project needs PyTorch: pip install 'asyncloop[torch]'")
     _write(folder, {_SCHEMA: json.dumps(json_schema(folder / "cfg.toml"), indent=1) + "\n"})
     for name in (*files, _SCHEMA):
         print(folder / name)

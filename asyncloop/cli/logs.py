@@ -24,7 +24,9 @@ class _CurrentStderr(io.TextIOBase):
 
 def configure_logging() -> None:
     """Root and asyncloop loggers from INFO on: with colours on a terminal, as plain lines otherwise."""
-    logging.basicConfig(level=logging.INFO, handlers=[_handler(cast(TextIO, _CurrentStderr()), sys.stderr.isatty())])
+    handler = _handler(cast(TextIO, _CurrentStderr()), sys.stderr.isatty())
+    handler.addFilter(lambda record: not hasattr(record, "told_at_the_end"))  # the command's last words say it in full
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 
 def _handler(stream: TextIO, on_terminal: bool) -> logging.Handler:

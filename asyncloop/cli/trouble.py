@@ -87,7 +87,7 @@ def _tell_problems(error: ConfigError) -> None:
 def _pointed_at(file: str, line: int, column: int, width: int) -> str:
     """The line of the file with carets under the place, or nothing if the file has changed meanwhile."""
     try:
-        text = Path(file).read_text().split("\n")[line - 1]
+        text = Path(file).read_text("utf-8-sig").split("\n")[line - 1]
     except (OSError, ValueError, IndexError):
         return ""
     before, marked = text[: column - 1], text[column - 1 : column - 1 + width]

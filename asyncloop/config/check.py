@@ -10,7 +10,7 @@ from typing import Any, cast
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
-from asyncloop.config.problem import Problem, nearest
+from asyncloop.config.problem import Problem, nearest, suggestion
 from asyncloop.config.tree import Node, Path, dotted, shown
 
 __all__ = ["Checked", "check", "strictly", "unknown_key"]
@@ -84,7 +84,10 @@ def check(
 def _by_place(error: ValidationError, node: Node) -> dict[Path, list[ErrorDetails]]:
     groups: dict[Path, list[ErrorDetails]] = {}
     for details in error.errors(include_url=False):
-        groups.setdefault(_place(node, details["loc"]), []).append(details)
+        at = details.get("ctx", {}).get(
+            "at", ()
+        )  # of a validator of the whole that knows which part it complains about
+        groups.setdefault(_place(node, (*details["loc"], *at)), []).append(details)
     return groups
 
 
@@ -115,11 +118,13 @@ def _eager(result: Any, value: Any) -> Any:
 def unknown_key(path: Path, node: Node, known: Collection[str], what: str = "key") -> Problem:
     name = str(path[-1])
     table = f"[{dotted(path[:-1])}]" if len(path) > 1 else "the config"
-    if len(known) == 0:
-        hint = f"{table} takes no {what}s"
+    meant = nearest(name, known)
+    if meant:
+        hint = f"did you mean `{meant}`?"
     else:
-        hint = nearest(name, known) or f"known: {', '.join(sorted(known))}"
-    return Problem(f"`{name}` is no {what} of {table}", dotted(path), node.key_at, hint)
+        hint = f"known: {', '.join(sorted(known))}" if len(known) else f"{table} takes no {what}s"
+    meant = dotted((*path[:-1], meant)) if meant else ""
+    return Problem(f"`{name}` is no {what} of {table}", dotted(path), node.key_at, hint, meant=meant)
 
 
 def _place(node: Node, loc: tuple[str | int, ...]) -> Path:
@@ -151,13 +156,15 @@ def _problems(
             continue
         mismatches: list[ErrorDetails] = []
         for details in group:
-            if details["type"] in _UNKNOWN and place:
+            if details["loc"][-1:] == ("[key]",):
+                problems.append(unknown_key((*path, *place), at, _choices([details])))
+            elif details["type"] in _UNKNOWN and place:
                 names = known if len(place) == 1 else ()
                 problems.append(unknown_key((*path, *place), at, names, what if names else "known key"))
             elif details["type"] in _MISSING:
                 name = details["loc"][-1]
-                message = f"{dotted((*path, *place))} lacks the {what} `{name}`"
-                problems.append(Problem(message, dotted((*path, *place, name)), at.at))
+                message, key = f"{dotted((*path, *place))} lacks the {what} `{name}`", dotted((*path, *place, name))
+                problems.append(Problem(message, key, at.at, follows=key))
             else:
                 mismatches.append(details)
         deeper = any(other != place and other[: len(place)] == place for other in groups)
@@ -186,7 +193,7 @@ def _mismatch(group: list[ErrorDetails], node: Node, path: Path) -> Problem:
     if "a list" in expected and isinstance(node.value, str) and node.reference is None:
         hint = f'write ["{node.value}"]' if len(node.value) <= 60 else "put it in brackets"
     elif any(phrase.startswith(('"', "one of")) for phrase in expected) and isinstance(node.value, str):
-        hint = nearest(node.value, _choices(group)) if node.reference is None else ""
+        hint = suggestion(node.value, _choices(group)) if node.reference is None else ""
     return Problem(f"{name} must be {' or '.join([*expected, *remarks])}, not {shown(node)}", name, node.at, hint)
 
 

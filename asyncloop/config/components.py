@@ -13,15 +13,16 @@ from pydantic import Field, TypeAdapter
 
 from asyncloop.config.check import Checked, check, strictly, unknown_key
 from asyncloop.config.importing import Kind, import_object
-from asyncloop.config.problem import InvalidConfig, Problem
+from asyncloop.config.places import Places
+from asyncloop.config.problem import InvalidConfig, Problem, nearest
 from asyncloop.config.schema import CadenceText
 from asyncloop.config.signature import Constructor, Parameter
 from asyncloop.config.tree import Node, Path, dotted, shown
 from asyncloop.hook import COMMON_KEYS
 
-__all__ = ["Component", "read_component"]
+__all__ = ["COMMON_TYPES", "OFFERED", "Component", "read_component"]
 
-_OFFERED: Mapping[Kind, frozenset[str]] = {
+OFFERED: Mapping[Kind, frozenset[str]] = {
     "dataset": frozenset({"output_dir"}),
     "model": frozenset({"dataset", "output_dir"}),
     "hook": frozenset({"dataset", "output_dir"}),
@@ -36,9 +37,12 @@ _LIMITED: Mapping[str, Any] = {
     "concurrency": Annotated[int, Field(ge=1)],
     "deadline": Annotated[float, Field(gt=0)],
 }
-_COMMON: Mapping[str, Callable[[Any], Any]] = {
-    name: strictly(TypeAdapter[Any](_LIMITED.get(name, kind))) for name, kind in COMMON_KEYS.items()
+COMMON_TYPES: Mapping[str, TypeAdapter[Any]] = {
+    name: TypeAdapter[Any](_LIMITED.get(name, kind)) for name, kind in COMMON_KEYS.items()
 }
+"""What every hook takes, with the limits that its kind alone does not say."""
+
+_COMMON: Mapping[str, Callable[[Any], Any]] = {name: strictly(kind) for name, kind in COMMON_TYPES.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,14 +62,17 @@ class Component:
     """Which of the objects that a run offers the constructor names."""
     settings: Mapping[str, Any]
     """Every value used, as a config states it: `class`, arguments, attributes, the constructor's defaults."""
+    places: Places = field(default_factory=Places, compare=False)
 
     def build(self, **offered: Any) -> object:
         """Call the class with its arguments and with what it names of `offered`, then set a hook's attributes.
 
-        Each call makes a new object with copies of the arguments. What the constructor raises comes out as it is.
+        Each call makes a new object with copies of the arguments. What the constructor raises comes out as it is,
+        but for a ConfigError, which gets the place in the config.
         """
         handed = {name: value for name, value in offered.items() if name in self.accepts}
-        built = self.cls(**copy.deepcopy(dict(self.kwargs)), **handed)
+        with self.places.named():
+            built = self.cls(**copy.deepcopy(dict(self.kwargs)), **handed)
         for name, value in copy.deepcopy(dict(self.attributes)).items():
             setattr(built, name, value)
         return built
@@ -108,6 +115,7 @@ def read_component(node: Node, path: Path, kind: Kind, problems: list[Problem]) 
         MappingProxyType({name: r.value for name, r in results.items() if name in as_attributes}),
         reader.offered,
         {"class": node.table["class"].written(), **defaults, **stated},
+        Places.of_component(node, path),
     )
 
 
@@ -124,7 +132,8 @@ def _target(node: Node, path: Path, kind: Kind, problems: list[Problem]) -> Call
     key = dotted((*path, "class"))
     if written is None:
         example = 'class = "package.module:Name"'
-        problems.append(Problem(f"{dotted(path)} lacks `class`", key, node.key_at, f"write {example}"))
+        problems.append(Problem(f"{dotted(path)} lacks `class`", key, node.key_at, f"write {example}", follows=key))
+        problems += _misspelt_class(node, path)
         return None
     if written.spare is not None and isinstance(written.spare.value, str):
         written = written.spare
@@ -141,10 +150,16 @@ def _target(node: Node, path: Path, kind: Kind, problems: list[Problem]) -> Call
         problems.append(Problem(f"{key}: {found.message}", key, written.at, found.hint, found.cause))
         return None
     if not callable(target):
-        message = f"{key}: `{written.value}` is no class but a {type(target).__name__}, which cannot be called"
+        message = f"{key}: `{written.value}` is no class: it is of type {type(target).__name__}, which cannot be called"
         problems.append(Problem(message, key, written.at))
         return None
     return target
+
+
+def _misspelt_class(node: Node, path: Path) -> list[Problem]:
+    texts = {name: child for name, child in (node.table or {}).items() if isinstance(child.value, str)}
+    name = nearest("class", texts)
+    return [unknown_key((*path, name), texts[name], ["class"], "argument")] if name else []
 
 
 @dataclass(slots=True)
@@ -159,7 +174,7 @@ class _Arguments:
 
     @property
     def offered(self) -> frozenset[str]:
-        return _OFFERED[self.kind] & self.constructor.parameters.keys()
+        return OFFERED[self.kind] & self.constructor.parameters.keys()
 
     def is_attribute(self, name: str) -> bool:
         return name in COMMON_KEYS and name not in self.constructor.parameters
@@ -168,14 +183,14 @@ class _Arguments:
         """The checked value of one key; None if it is refused, or has been reported already."""
         parameter = self.constructor.parameters.get(name)
         path = (*self.path, name)
-        if name in _OFFERED[self.kind]:
+        if name in OFFERED[self.kind]:
             message = f"`{name}` is handed over by the run and cannot be set in a config"
             self.problems.append(Problem(message, dotted(path), node.key_at, "remove it"))
             return None
         if self.kind == "hook" and self.is_attribute(name):
             return self._checked(_COMMON[name], node, path)
         if parameter is None and not self.constructor.open:
-            known = (self.constructor.parameters.keys() - _OFFERED[self.kind]) | {"class"}
+            known = (self.constructor.parameters.keys() - OFFERED[self.kind]) | {"class"}
             common = COMMON_KEYS if self.kind == "hook" else ()
             self.problems.append(_unknown_argument(path, node, known, common))
             return None
@@ -226,15 +241,16 @@ class _Arguments:
         for name, parameter in self.constructor.parameters.items():
             if parameter.required and name not in given and name not in self.offered:
                 message = f"{key} lacks the argument `{name}`, which its class requires"
-                self.problems.append(Problem(message, dotted((*self.path, name)), self.node.key_at))
+                absent = dotted((*self.path, name))
+                self.problems.append(Problem(message, absent, self.node.key_at, follows=absent))
         for name in self.constructor.positional_only:
             message = f"{key}: its class takes `{name}` by position only; a config passes arguments by name"
-            self.problems.append(Problem(message, key, self.node.key_at))
+            self.problems.append(Problem(message, f"{key}.{name}", self.node.key_at))
 
 
 def _unknown_argument(path: Path, node: Node, known: set[str], common: Mapping[str, object] | tuple[()]) -> Problem:
     problem = unknown_key(path, node, [*known, *common], "argument")
-    if problem.hint.endswith("?"):
+    if problem.meant:
         return problem
     own = ", ".join(sorted(known - {"class"})) or "nothing"
     extra = f", and every hook {', '.join(common)}" if common else ""

@@ -13,13 +13,13 @@ from typing import Any, cast
 
 import spanned_toml
 
-from asyncloop.config.problem import InvalidConfig, Origin, Problem
+from asyncloop.config.problem import InvalidConfig, Origin, Problem, suggestion
+from asyncloop.config.syntax import syntax_problem
 from asyncloop.config.toml import dumps
 from asyncloop.config.tree import Node, Path, dotted, from_value, merge, shown
 
 __all__ = ["parse", "read"]
 
-_SYNTAX = re.compile(r"(?P<what>.*) \(at (?:line (?P<line>\d+), column (?P<column>\d+)|end of document)\)", re.S)
 _EQUALS = re.compile(r"[\"']?[ \t]*=[ \t]*")
 _ELEMENT_HEADER = re.compile(r"^[ \t]*(\[\[[ \t]*([^\]\n]*?)[ \t]*\]\])", re.M)
 
@@ -46,17 +46,29 @@ def _file(path: FilePath) -> FilePath:
     )
 
 
-def _text(path: FilePath, origin: Origin, prefix: str = "") -> str:
+def _text(path: FilePath, origin: Origin, key: str = "") -> str:
+    prefix = f"{key}: " if key else ""
     try:
-        return path.read_bytes().decode()
+        return path.read_bytes().decode("utf-8-sig")  # what some editors put before the text is no part of it
     except UnicodeDecodeError as error:
         message = f"{prefix}{path} is not UTF-8 text (byte {error.start})"
-        raise InvalidConfig(Problem(message, origin=origin, cause=error)) from error
+        raise InvalidConfig(Problem(message, key, origin, cause=error)) from error
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         missing = isinstance(error, FileNotFoundError)
         message = f"{prefix}there is no file {path}" if missing else f"{prefix}cannot read {path}: {reason}"
-        raise InvalidConfig(Problem(message, origin=origin, cause=error)) from error
+        hint = _other_files(path, but=origin.file) if missing else ""
+        raise InvalidConfig(Problem(message, key, origin, hint, error)) from error
+
+
+def _other_files(missing: FilePath, but: str | None) -> str:
+    """A hint with the config beside the missing file that may have been meant."""
+    try:
+        beside = sorted(str(missing.with_name(each.name)) for each in missing.parent.glob("*.toml"))
+    except OSError:
+        return ""
+    configs = [each for each in beside if each not in (but, str(missing.with_name("pyproject.toml")))]
+    return suggestion(str(missing), configs) or (f"there is {configs[0]}" if len(configs) == 1 else "")
 
 
 def _extended(tree: Node, folder: FilePath, chain: tuple[FilePath, ...] = ()) -> Node:
@@ -73,7 +85,7 @@ def _extended(tree: Node, folder: FilePath, chain: tuple[FilePath, ...] = ()) ->
         if path.resolve() in chain:
             circle = " → ".join(each.name for each in (*chain, path))
             raise InvalidConfig(Problem(f"extends goes in a circle: {circle}", "extends", entry.at))
-        text = _text(path, entry.at, "extends: ")
+        text = _text(path, entry.at, "extends")
         found = _extended(parse(text, str(path)), path.parent, (*chain, path.resolve()))
         base = found if base is None else merge(base, found)
     own = tree.without("extends")
@@ -88,22 +100,11 @@ def parse(text: str, file: str) -> Node:
     except RecursionError:
         raise InvalidConfig(Problem("nested too deeply", origin=Origin(file=file))) from None
     except ValueError as error:
-        raise InvalidConfig(_syntax_problem(error, text, file)) from error
+        raise InvalidConfig(syntax_problem(error, text, file)) from error
     spanned = cast(Any, spanned_toml.loads(text))
     if spanned.unspan() != values and "nan" not in text:
         return from_value(values, at=Origin(file=file))[0]
     return _Places(text, file).node(spanned, Origin(file=file), ())
-
-
-def _syntax_problem(error: ValueError, text: str, file: str) -> Problem:
-    match = _SYNTAX.fullmatch(str(error))
-    if match is None:
-        return Problem(f"not valid TOML: {error}", origin=Origin(file=file), cause=error)
-    lines = text.split("\n")
-    line = int(match["line"] or len(lines))
-    column = int(match["column"] or len(lines[-1]) + 1)
-    what = match["what"][:1].lower() + match["what"][1:]
-    return Problem(f"not valid TOML: {what}", origin=Origin("", file, line, column), cause=error)
 
 
 class _Places:

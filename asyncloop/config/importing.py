@@ -13,9 +13,9 @@ from pathlib import Path as FilePath
 from types import ModuleType
 from typing import Literal, cast
 
-from asyncloop.config.problem import InvalidConfig, Problem, nearest
+from asyncloop.config.problem import InvalidConfig, Problem, suggestion
 
-__all__ = ["Kind", "import_object", "make_importable"]
+__all__ = ["Kind", "import_object", "make_importable", "shipped"]
 
 Kind = Literal["dataset", "model", "hook"]
 
@@ -45,6 +45,15 @@ def import_object(path: str, *, kind: Kind | None = None) -> object:
     return found
 
 
+def shipped(kind: Kind) -> dict[str, str]:
+    """What asyncloop ships of a kind: bare name → `"module:Name"`."""
+    try:
+        home = _module(_SHIPPED[kind])
+    except InvalidConfig:
+        return {}
+    return {name: f"{_SHIPPED[kind]}:{name}" for name in cast(Sequence[str], getattr(home, "__all__", ()))}
+
+
 def make_importable(*folders: FilePath) -> None:
     """Put the folders in front of `sys.path`, the first foremost."""
     for folder in reversed(folders):
@@ -63,13 +72,13 @@ def _spelling(path: str, kind: Kind | None) -> str:
 
 
 def _shipped(name: str, kind: Kind) -> object:
-    home = _module(_SHIPPED[kind])
-    known = cast(Sequence[str], getattr(home, "__all__", ()))
+    known = shipped(kind)
     if name not in known:
-        hint = nearest(name, known) or f"there are: {', '.join(sorted(known))}"
-        hint += f'{" " if hint.endswith("?") else "; "}one of your own is written "package.module:{name}"'
+        hint = suggestion(name, known) or (f"there are: {', '.join(sorted(known))}" if known else "")
+        separator = "" if not hint else " " if hint.endswith("?") else "; "
+        hint += f'{separator}one of your own is written "package.module:{name}"'
         raise InvalidConfig(Problem(f"asyncloop ships no {kind} `{name}`", hint=hint))
-    return _attribute(home, name, _SHIPPED[kind])
+    return _attribute(_module(_SHIPPED[kind]), name, _SHIPPED[kind])
 
 
 def _module(name: str) -> ModuleType:
@@ -98,7 +107,7 @@ def _missing_module(name: str, error: ModuleNotFoundError) -> InvalidConfig:
     else:
         siblings = set[str]()
         where = f"`{parent}` is a module, not a package"
-    return InvalidConfig(Problem(f"there is no module `{missing}`: {where}", hint=nearest(leaf, siblings)))
+    return InvalidConfig(Problem(f"there is no module `{missing}`: {where}", hint=suggestion(leaf, siblings)))
 
 
 def _failed_inside(name: str, error: BaseException) -> InvalidConfig:
@@ -108,12 +117,19 @@ def _failed_inside(name: str, error: BaseException) -> InvalidConfig:
         for frame in traceback.extract_tb(error.__traceback__)
         if "importlib" not in frame.filename and frame.filename != __file__
     ]
-    place = f" at {_relative(frames[-1].filename)}:{frames[-1].lineno}" if frames else ""
-    if isinstance(error, SyntaxError) and error.filename:
-        place = f" at {_relative(error.filename)}:{error.lineno}"
+    own = [frame for frame in frames if _is_users(frame.filename)] or frames
+    place = f" at {_relative(own[-1].filename)}:{own[-1].lineno}" if own else ""
     text = str(error).partition("\n")[0]
+    if isinstance(error, SyntaxError) and error.filename:
+        place, text = f" at {_relative(error.filename)}:{error.lineno}", error.msg
     message = f"module `{name}` cannot be imported: {type(error).__name__}{f': {text}' if text else ''}{place}"
     return InvalidConfig(Problem(message, cause=error))
+
+
+def _is_users(file: str) -> bool:
+    """Below the config's folder or the current directory, and not installed there."""
+    path = FilePath(file)
+    return any(path.is_relative_to(folder) for folder in sys.path[:2]) and "site-packages" not in path.parts
 
 
 def _relative(file: str) -> str:
@@ -127,7 +143,7 @@ def _attribute(owner: object, name: str, owner_name: str) -> object:
     except AttributeError:
         known = [each for each in dir(owner) if not each.startswith("_")]
         message = f"there is no `{name}` in `{owner_name}`"
-        raise InvalidConfig(Problem(message, hint=nearest(name, known))) from None
+        raise InvalidConfig(Problem(message, hint=suggestion(name, known))) from None
     except Exception as error:  # a module may import its names lazily
         raise _failed_inside(f"{owner_name}.{name}", error) from error
 

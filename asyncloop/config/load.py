@@ -12,12 +12,13 @@ from pydantic import BaseModel, TypeAdapter
 from asyncloop.config.check import check, strictly, unknown_key
 from asyncloop.config.components import Component, read_component
 from asyncloop.config.document import read
-from asyncloop.config.importing import make_importable
+from asyncloop.config.importing import Kind, make_importable
 from asyncloop.config.override import read_overrides
-from asyncloop.config.problem import InvalidConfig, Origin, Problem
+from asyncloop.config.places import Places
+from asyncloop.config.problem import InvalidConfig, Origin, Problem, without_consequences
 from asyncloop.config.reference import References
 from asyncloop.config.schema import EngineSection, RunSection, without_empty_deadlines
-from asyncloop.config.tree import Node, from_value, merge, shown, without_markers
+from asyncloop.config.tree import Node, Path, from_value, merge, shown, without_markers
 from asyncloop.redact import keep_secret, redacted
 
 __all__ = ["Config", "load_config", "load_dataset"]
@@ -45,6 +46,8 @@ class Config:
     resolved: dict[str, Any] = field(compare=False)
     """Every value used, defaults of sections and constructors included: `dumps` can write it and `load_config` reads
     it to an equal config. What came from the environment stands there as its `${env:…}`."""
+    places: Places = field(compare=False)
+    """For what the dataset and the engine find wrong with it when they are built."""
 
 
 def load_config(
@@ -87,11 +90,11 @@ def _load(
     for override in after_merge:
         tree = override.apply(tree, problems)
 
-    reading = _Reading(problems)
+    reading = _Reading(problems, end := _end(path, text))
     config = reading.config(tree, path, text)
     for stream in streams.values() if for_eval is None else ():
         # A mistake in an evaluation's section is to be found before the training, not after it.
-        evaluation = _Reading([], env_optional=True)
+        evaluation = _Reading([], end, env_optional=True)
         evaluation.config(_merged_for_eval(tree, stream), path, text)
         problems += [each for each in evaluation.problems if (each.origin, each.message) not in _seen(problems)]
     if config is None or problems:
@@ -103,19 +106,20 @@ def load_dataset(
     source: str | FilePath | Mapping[str, Any], *, set: Mapping[str, Any] | Sequence[str] = ()
 ) -> tuple[RunSection, Component]:
     """Only `[run]` and `[dataset]` of a config, checked as `load_config` does; the rest may be missing yet."""
-    tree, path, _ = read(source)
+    tree, path, text = read(source)
     make_importable(path.parent if path is not None else FilePath(), FilePath())
     overrides, problems = read_overrides(set)
     for override in overrides:
         tree = override.apply(tree, problems)
-    run, dataset = _Reading(problems).run_and_dataset(tree)
+    run, dataset = _Reading(problems, _end(path, text)).run_and_dataset(tree)
     if problems or run is None or dataset is None:
         raise _refusal(problems)
     return run, dataset
 
 
 def _refusal(problems: list[Problem]) -> InvalidConfig:
-    """All problems in the order of the files, without secrets."""
+    """All mistakes in the order of the files, without what only follows from one of them, and without secrets."""
+    problems = without_consequences(problems)
     cleaned = [replace(each, message=redacted(each.message), hint=redacted(each.hint)) for each in problems]
     cleaned.sort(key=lambda each: (each.file or "", each.line or 0, each.column or 0))
     refusal = InvalidConfig(*cleaned)
@@ -158,6 +162,7 @@ class _Reading:
     """Makes a Config of a merged tree; owns the problems found on the way."""
 
     problems: list[Problem]
+    end: Origin
     env_optional: bool = False
 
     def run_and_dataset(self, tree: Node) -> tuple[RunSection | None, Component | None]:
@@ -186,7 +191,7 @@ class _Reading:
             **({"eval": as_written} if as_written else {}),
         }
         built = tuple(hook for hook in hooks if hook is not None)
-        return Config(run, dataset, model, engine, built, as_written, path, text, resolved)
+        return Config(run, dataset, model, engine, built, as_written, path, text, resolved, Places.of_config(tree))
 
     def _resolved(self, tree: Node) -> Node:
         values = {name: section().model_dump(exclude_none=True) for name, section in _SECTIONS.items()}
@@ -198,7 +203,9 @@ class _Reading:
 
     def _unknown_tables(self, tree: Node) -> None:
         for name, node in (tree.table or {}).items():
-            if name not in (*_PARTS, "eval"):
+            if name == "extends":
+                self.problems.append(Problem("`extends` is for a file, not for --set", name, node.key_at))
+            elif name not in (*_PARTS, "eval"):
                 problem = unknown_key((name,), node, (*_PARTS, "eval", "extends"), "table")
                 self.problems.append(_with_home(problem, name, ""))
 
@@ -217,9 +224,15 @@ class _Reading:
         node = tree.child(name)
         if node is None:
             hint = f'write [{name}] and class = "package.module:Name"'
-            self.problems.append(Problem(f"there is no [{name}]", name, Origin(file=tree.at.file), hint))
+            self.problems.append(Problem(f"there is no [{name}]", name, self.end, hint, follows=name))
             return None
-        return read_component(node, (name,), name, self.problems)
+        return self._read_component(node, (name,), name)
+
+    def _read_component(self, node: Node, path: Path, kind: Kind) -> Component | None:
+        found: list[Problem] = []
+        component = read_component(node, path, kind, found)
+        self.problems += [each if each.meant else _with_home(each, each.key.rpartition(".")[2], kind) for each in found]
+        return component
 
     def _hooks(self, tree: Node) -> list[Component | None]:
         node = tree.child("hooks")
@@ -230,11 +243,20 @@ class _Reading:
             hint = 'write [[hooks]] and class = "…" for each hook'
             self.problems.append(Problem(message, "hooks", node.at, hint))
             return []
-        return [read_component(each, ("hooks", index), "hook", self.problems) for index, each in enumerate(node.items)]
+        return [self._read_component(each, ("hooks", index), "hook") for index, each in enumerate(node.items)]
 
 
 def _with_home(problem: Problem, name: str, section: str) -> Problem:
     """For an unknown key that another section has: say which."""
+    if not problem.message.startswith(f"`{name}` is no "):
+        return problem
+    if name == "extends":
+        return replace(problem, hint="it belongs at the top of the file, before the first table", meant=name)
     homes = [home for home, model in _SECTIONS.items() if name in model.model_fields and home != section]
-    is_unknown = problem.message.startswith(f"`{name}` is no ")
-    return replace(problem, hint=f"it belongs to [{homes[0]}]") if homes and is_unknown else problem
+    return replace(problem, hint=f"it belongs to [{homes[0]}]", meant=f"{homes[0]}.{name}") if homes else problem
+
+
+def _end(path: FilePath | None, text: str) -> Origin:
+    """Where something that is missing could be written: behind the last line that says something."""
+    lines = text.rstrip().split("\n")
+    return Origin() if path is None else Origin("", str(path), len(lines), len(lines[-1].rstrip()) + 1)

@@ -74,7 +74,7 @@ def read_overrides(given: Mapping[str, Any] | Sequence[str]) -> tuple[list[Overr
             if not found_equals:
                 problems.append(Problem("expected KEY=VALUE, e.g. `model.lr=0.1`", name, origin))
                 continue
-            pairs.append((name, _path(name), _read(value, origin, problems)))
+            pairs.append((name, _path(name), _read(value, name.strip(), origin, problems)))
     for name, path, _ in pairs:
         if not path:
             origin = Origin(f"--set {name.strip()}")
@@ -104,14 +104,14 @@ def _path(name: str) -> Path:
     return ()
 
 
-def _read(text: str, origin: Origin, problems: list[Problem]) -> Node:
+def _read(text: str, key: str, origin: Origin, problems: list[Problem]) -> Node:
     """VALUE as TOML with its bare text to spare, or as bare text where it is no TOML."""
     bare = Node(text, origin, origin)
     value = toml_value(text)
     if value is None:
         if text.lstrip()[:1] in ("[", "{", '"', "'") and text.strip():
             hint = "quote it once more for the shell if quotes got lost"
-            problems.append(Problem(f"{text} begins like TOML but is not valid", origin=origin, hint=hint))
+            problems.append(Problem(f"{text} begins like TOML but is not valid", key, origin, hint))
             return replace(bare, broken=True)
         return bare
     node, found = from_value(value, at=origin)

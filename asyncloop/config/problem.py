@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from asyncloop.errors import ConfigError
 
-__all__ = ["InvalidConfig", "Origin", "Problem", "nearest"]
+__all__ = ["InvalidConfig", "Origin", "Problem", "nearest", "suggestion", "without_consequences"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +42,10 @@ class Problem:
     origin: Origin = field(default_factory=Origin)
     hint: str = ""
     cause: BaseException | None = field(default=None, compare=False)
+    meant: str = ""
+    """For a name that is not known: the key that it was probably meant to be."""
+    follows: str = ""
+    """A key. If something is wrong with that one, or was meant to be that one, this problem only follows from it."""
 
     @property
     def file(self) -> str | None:
@@ -72,11 +76,33 @@ class InvalidConfig(ConfigError):
         return type(self), self.details
 
 
+def without_consequences(problems: Sequence[Problem]) -> list[Problem]:
+    """One mistake is told once: without what is missing because its name is misspelt, and what refers to it."""
+    roots = {each.meant or each.key for each in problems if not each.follows}
+    kept: list[Problem] = []
+    for each in problems:
+        above = each.follows.split(".")
+        if each.follows and any(".".join(above[:depth]) in roots for depth in range(1, len(above) + 1)):
+            continue
+        kept.append(each)
+        if each.follows == each.key:
+            roots.add(each.key)
+    return kept
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A hint with the known name that `name` looks like, or nothing rather than a wrong suggestion."""
+    """The known name that `name` looks like, or nothing rather than a wrong one."""
     by_folded = {_folded(each): each for each in known}
-    close = difflib.get_close_matches(_folded(name), by_folded, n=1, cutoff=0.66)
-    return f"did you mean `{by_folded[close[0]]}`?" if close else ""
+    folded = _folded(name)
+    swapped = [each for each in by_folded if len(each) > 1 and sorted(each) == sorted(folded)]
+    close = swapped or difflib.get_close_matches(folded, by_folded, n=1, cutoff=0.66)
+    return by_folded[close[0]] if close else ""
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """A hint with the known name that `name` looks like, or nothing."""
+    found = nearest(name, known)
+    return f"did you mean `{found}`?" if found else ""
 
 
 def _folded(name: str) -> str:

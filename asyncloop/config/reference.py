@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from asyncloop.config.override import toml_value
-from asyncloop.config.problem import Origin, Problem, nearest
+from asyncloop.config.problem import Origin, Problem, suggestion
 from asyncloop.config.tree import Node, Path, dotted, from_value, merge, shown
 
 __all__ = ["References"]
@@ -62,7 +62,8 @@ class References:
             return self._text(node, node.value)
         except _Unresolved as trouble:
             if trouble.message:
-                self.problems.append(Problem(trouble.message, dotted(path), node.at, trouble.hint))
+                problem = Problem(trouble.message, dotted(path), node.at, trouble.hint, follows=trouble.follows)
+                self.problems.append(problem)
             return replace(node, broken=True, spare=None)
 
     def _text(self, node: Node, text: str) -> Node:
@@ -97,7 +98,7 @@ class References:
         if node is None or node.value is None:
             known = [dotted(p) for p, n in self._all.walk() if p and n.value is not None] if self._all else []
             what = f"there is no `{name}` in this config to refer to" if name else "`${}` refers to nothing"
-            raise _Unresolved(what, nearest(name, known))
+            raise _Unresolved(what, suggestion(name, known), dotted(path))
         if path in self._open:
             circle = " → ".join(dotted(p) for p in [*self._open[self._open.index(path) :], path])
             raise _Unresolved(f"references go in a circle: {circle}")
@@ -135,10 +136,12 @@ class References:
 class _Unresolved(Exception):
     """A reference leads nowhere; without a message, that has been reported already."""
 
-    def __init__(self, message: str, hint: str = "") -> None:
+    def __init__(self, message: str, hint: str = "", follows: str = "") -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.follows = follows
+        """The key that is referred to, if something may be wrong with that one."""
 
 
 def _holds_secret(node: Node) -> bool:
@@ -150,5 +153,6 @@ def _as_text(node: Node, reference: str) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if node.table is not None or node.items is not None:
-        raise _Unresolved(f"{reference} is {shown(node)}, which cannot be part of a string")
+        message = f"{reference} is {shown(node)}, which cannot be part of a string"
+        raise _Unresolved(message, follows=reference.removeprefix("${").removesuffix("}"))
     return value if isinstance(value, str) else str(value)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from asyncloop.cadence import Cadence
 
@@ -13,6 +14,14 @@ __all__ = ["CadenceText", "EngineSection", "RunSection"]
 
 Policy = Literal["ignore", "warn", "error"]
 Text = Annotated[str, Field(min_length=1)]
+
+# What the validators below say, as far as a JSON schema can say it.
+_CADENCE_FORM = (
+    r"^(?=[\s0.]*[1-9])\s*(\d+(\.0+)?\s*(epochs?|steps?)(\s+doubling\s+to\s+\d+)?"
+    r"|\d+(\.\d+)?\s*(s|seconds?|min|minutes?|h|hours?))\s*$"
+)
+_INSIDE_FORM = _CADENCE_FORM.replace("epochs?|", "")
+_FILE_NAME_FORM = r'^(?![.-])[^\s/\\:*?"<>|]([^/\\:*?"<>|\x00-\x1f]{0,98}[^\s/\\:*?"<>|])?$'
 
 
 def _cadence(text: str) -> str:
@@ -34,7 +43,13 @@ def _unique(names: list[str]) -> list[str]:
     return names
 
 
-CadenceText = Annotated[str, AfterValidator(_cadence)]
+def _inside_an_epoch(text: str) -> str:
+    if Cadence.parse(text).unit == "epochs":
+        raise ValueError(f"it counts steps or seconds inside an epoch, not {text!r}")
+    return text
+
+
+CadenceText = Annotated[str, AfterValidator(_cadence), Field(json_schema_extra={"pattern": _CADENCE_FORM})]
 """A string that `Cadence.parse` understands."""
 
 
@@ -47,7 +62,7 @@ class Section(BaseModel):
 class RunSection(Section):
     """What the run is called and where it lives."""
 
-    name: Annotated[Text, AfterValidator(_file_name)] = "run"
+    name: Annotated[Text, AfterValidator(_file_name), Field(json_schema_extra={"pattern": _FILE_NAME_FORM})] = "run"
     """The first part of the run directory's name."""
     root: Text = "runs"
     """The directory that holds the run directories."""
@@ -66,7 +81,7 @@ class EngineSection(Section):
     """Train for exactly so many steps; whichever of `epochs` and `steps` comes first ends the run."""
     train_stream: Text = "train"
     """The stream to train on."""
-    extra_streams: Annotated[list[Text], AfterValidator(_unique)] = []
+    extra_streams: Annotated[list[Text], AfterValidator(_unique), Field(json_schema_extra={"uniqueItems": True})] = []
     """The streams to evaluate after each epoch, in this order."""
     buffer: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     """How many finished batches are kept ready."""
@@ -76,7 +91,10 @@ class EngineSection(Section):
     """Batches of another number of examples are dropped and counted."""
     skip_zeroth_epoch: bool = False
     """No evaluation before training."""
-    evaluate_every: CadenceText | None = None
+    evaluate_every: (
+        Annotated[CadenceText, AfterValidator(_inside_an_epoch), Field(json_schema_extra={"pattern": _INSIDE_FORM})]
+        | None
+    ) = None
     """Evaluate the extra streams inside an epoch too: `"500 steps"`, `"10 min"`."""
     on_empty_batch: Policy = "error"
     """A batch without examples."""
@@ -88,8 +106,15 @@ class EngineSection(Section):
     """A loss that is NaN or infinite."""
     own_rng: bool = False
     """Seed Python's and numpy's global generators, and keep them in checkpoints."""
-    deadlines: dict[Text, Annotated[float, Field(gt=0)]] = {}
-    """Seconds that may pass before something is named as stalled, by its name."""
+    deadlines: dict[Literal["batch", "step"], Annotated[float, Field(gt=0)]] = {}
+    """Seconds that waiting for a batch and that a step may take before they are named as stalled."""
+
+    @model_validator(mode="after")
+    def _has_streams_to_evaluate(self) -> Self:
+        if self.evaluate_every is not None and not self.extra_streams:
+            message = "it evaluates the extra streams, but `extra_streams` is empty"
+            raise PydanticCustomError("value_error", message, {"at": ("evaluate_every",)})
+        return self
 
     def kwargs(self) -> dict[str, Any]:
         """What to pass to Engine. `deadlines` only if some are given, for the Engine has its own."""

@@ -22,12 +22,16 @@ _ONLY_ITERATED = (Iterable, Collection, Container, Reversible)
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """One keyword argument. `validate` is None where the annotation says nothing pydantic could check."""
+    """One keyword argument. `type` is None where the annotation says nothing pydantic could check."""
 
     name: str
     required: bool
     default: Any
-    validate: Callable[[Any], Any] | None
+    type: TypeAdapter[Any] | None
+
+    @property
+    def validate(self) -> Callable[[Any], Any] | None:
+        return strictly(self.type) if self.type is not None else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +63,7 @@ class Constructor:
             elif each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY):
                 required = each.default is each.empty
                 parameters[each.name] = Parameter(
-                    each.name, required, None if required else each.default, _validation(each, target)
+                    each.name, required, None if required else each.default, _type(each, target)
                 )
         return cls(parameters, is_open, positional_only, _whole_validation(target))
 
@@ -75,7 +79,7 @@ def _signature(target: Callable[..., object]) -> inspect.Signature | None:
     return None
 
 
-def _validation(parameter: inspect.Parameter, target: Callable[..., object]) -> Callable[[Any], Any] | None:
+def _type(parameter: inspect.Parameter, target: Callable[..., object]) -> TypeAdapter[Any] | None:
     annotation = _annotation(parameter, target)
     if annotation is parameter.empty:
         if not isinstance(parameter.default, tuple):
@@ -87,7 +91,7 @@ def _validation(parameter: inspect.Parameter, target: Callable[..., object]) -> 
         elements = typing.get_args(annotation)
         annotation = Sequence[elements[0]] if elements else Sequence
     try:
-        return strictly(TypeAdapter(annotation))
+        return TypeAdapter(annotation)
     except (PydanticUserError, NameError, TypeError):
         return None  # arrays, devices, protocols: the constructor itself will judge
 

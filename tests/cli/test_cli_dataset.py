@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-DATA = '''
+DATA = """
 import asyncio
 import numpy as np
 
@@ -29,7 +29,7 @@ class Data:
     async def download(self):
         await asyncio.sleep(0)
         print("downloading")
-'''
+"""
 
 
 @pytest.fixture

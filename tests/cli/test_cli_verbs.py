@@ -84,7 +84,9 @@ def test_every_verb_works_in_a_terminal_and_says_the_same(asyncloop, trained: Pa
     for verb in VERBS:
         code, shown = in_a_terminal(asyncloop_command(verb), trained)
         assert code == 0, f"{verb}: {shown}"
-        piped = asyncloop(verb)[1] if verb not in ("run cfg.toml --rm", "eval train latest", "show latest", "ls") else ""
+        piped = (
+            asyncloop(verb)[1] if verb not in ("run cfg.toml --rm", "eval train latest", "show latest", "ls") else ""
+        )
         missing = set(words_of(piped)) - set(words_of(shown))
         assert len(missing) <= len(set(words_of(piped))) // 10, f"{verb}: {missing}"  # a narrow table wraps words
 

@@ -244,7 +244,7 @@ def test_the_ways_not_to_be_importable_are_told_apart(problems, project):
     assert complaint("leaving:Data") == "module `leaving` cannot be imported: SystemExit: 3 at leaving.py:1"
     assert complaint("parts:Dta") == "there is no `Dta` in `parts`; did you mean `Data`?"
     assert complaint("package.inner:Thing.Prt") == ("there is no `Prt` in `package.inner:Thing`; did you mean `Part`?")
-    assert complaint("parts:NUMBER") == "`parts:NUMBER` is no class but a int, which cannot be called"
+    assert complaint("parts:NUMBER") == "`parts:NUMBER` is no class: it is of type int, which cannot be called"
     assert complaint("parts.Data") == '`parts.Data` is no import path; did you mean "parts:Data"?'
     for malformed in ("parts:", ":Data", "parts:Data:x", "a b", "../parts:Data", ""):
         assert complaint(malformed) == (

@@ -25,10 +25,13 @@ def test_a_file_that_is_no_text_is_told_so(problems, project):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[run]\nname = \n", "cfg.toml:2:8: not valid TOML: invalid value"),
-        ("[run\n", "cfg.toml:1:5: not valid TOML: expected ']' at the end of a table declaration"),
-        ("a = 1\na = 2\n", "cfg.toml:2:6: not valid TOML: cannot overwrite a value"),
-        ('a = "x', "cfg.toml:1:7: not valid TOML: unterminated string"),
+        (
+            "[run]\nname = \n",
+            "cfg.toml:2:8: not valid TOML: `name` has no value; write one after the `=`, or remove the line",
+        ),
+        ("[run\n", "cfg.toml:1:5: not valid TOML: expected `]` after the table's name"),
+        ("a = 1\na = 2\n", "cfg.toml:2:1: not valid TOML: `a` is given twice, first in line 1; keep one of the two"),
+        ('a = "x', 'cfg.toml:1:5: not valid TOML: the string that begins here is not closed; end it with `"`'),
         ("a = " + "[" * 5000, "cfg.toml: nested too deeply"),
     ],
 )
@@ -176,7 +179,7 @@ def test_an_evaluation_may_want_a_variable_that_the_training_lacks(write, proble
 
 
 def test_sections_of_evaluations_must_be_tables(write, problems):
-    assert problems(write("eval = 3\n", base=""))[-1].endswith("eval must be a table of streams, not the integer 3")
+    assert problems(write("eval = 3\n", base=""))[0].endswith("eval must be a table of streams, not the integer 3")
     (message,) = problems(write("[eval]\nengine = 3\n"))
     assert message == (
         "cfg.toml:6:10: eval.engine must be a table, not the integer 3; "

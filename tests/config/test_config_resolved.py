@@ -78,6 +78,7 @@ name = "digits"
 tags = ["a"]
 [engine]
 epochs = 3
+extra_streams = ["valid"]
 evaluate_every = "5 steps"
 deadlines = { step = 3 }
 [[hooks]]
@@ -105,7 +106,7 @@ def test_the_resolved_config_holds_every_value_with_its_default(write):
         "engine": {
             "epochs": 3,
             "train_stream": "train",
-            "extra_streams": [],
+            "extra_streams": ["valid"],
             "buffer": "auto",
             "skip_zeroth_epoch": False,
             "evaluate_every": "5 steps",

@@ -47,10 +47,10 @@ def test_all_keys_of_the_engine_can_be_given(write):
         evaluate_every = "10 min"
         on_empty_batch = "ignore"
         on_nonfinite = "warn"
-        deadlines = { step = 5, drain = 2.5 }
+        deadlines = { step = 5, batch = 2.5 }
         """)
     )
-    assert config.engine.kwargs()["deadlines"] == {"step": 5.0, "drain": 2.5}
+    assert config.engine.kwargs()["deadlines"] == {"step": 5.0, "batch": 2.5}
     assert config.engine.buffer == 0
     assert config.engine.evaluate_every == "10 min"
 
@@ -95,8 +95,16 @@ WRONG = [
         "\"1 step doubling to 1000\", not '5 foos'",
     ),
     ("evaluate_every = 5", "cfg.toml:6:18: engine.evaluate_every must be a string, not the integer 5"),
-    ("deadlines = { x = 0 }", "cfg.toml:6:19: engine.deadlines.x must be more than 0, not the integer 0"),
-    ('deadlines = { x = "1" }', 'cfg.toml:6:19: engine.deadlines.x must be a number, not the string "1"'),
+    ("deadlines = { step = 0 }", "cfg.toml:6:22: engine.deadlines.step must be more than 0, not the integer 0"),
+    ('deadlines = { step = "1" }', 'cfg.toml:6:22: engine.deadlines.step must be a number, not the string "1"'),
+    (
+        "deadlines = { stpe = 1 }",
+        "cfg.toml:6:15: `stpe` is no key of [engine.deadlines]; did you mean `step`?",
+    ),
+    (
+        'evaluate_every = "5 steps"',
+        "cfg.toml:6:18: engine.evaluate_every: it evaluates the extra streams, but `extra_streams` is empty",
+    ),
     ("batchsize = 5", "cfg.toml:6:1: `batchsize` is no key of [engine]; did you mean `batch_size`?"),
     ("seed = 5", "cfg.toml:6:1: `seed` is no key of [engine]; it belongs to [run]"),
 ]
@@ -120,10 +128,10 @@ def test_the_runs_name_must_be_good_for_a_directory(write, problems, name):
 
 def test_a_section_that_is_no_table_is_told_so(write, problems):
     assert problems(write('engine = "fast"\nrun = [1]\n', base="") + "") == [
-        'cfg.toml: there is no [dataset]; write [dataset] and class = "package.module:Name"',
-        'cfg.toml: there is no [model]; write [model] and class = "package.module:Name"',
         'cfg.toml:1:10: engine must be a table, not the string "fast"',
         "cfg.toml:2:7: run must be a table, not a list",
+        'cfg.toml:2:10: there is no [dataset]; write [dataset] and class = "package.module:Name"',
+        'cfg.toml:2:10: there is no [model]; write [model] and class = "package.module:Name"',
     ]
 
 
@@ -131,7 +139,7 @@ def test_an_unknown_table_is_named_with_the_nearest_one(write, problems):
     assert problems(write("[engin]\nepochs = 1\n")) == [
         "cfg.toml:5:2: `engin` is no table of the config; did you mean `engine`?"
     ]
-    assert problems(write("epochs = 1\n", base=""))[-1] == (
+    assert problems(write("epochs = 1\n", base=""))[0] == (
         "cfg.toml:1:1: `epochs` is no table of the config; it belongs to [engine]"
     )
 

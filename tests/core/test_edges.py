@@ -200,7 +200,7 @@ async def test_a_hook_that_comes_and_one_that_goes_during_a_run_harm_no_checkpoi
     engine.bus.subscribe(AfterBatch, change)
     with anyio.fail_after(10):
         await engine.train()
-    assert ended == ["1 epochs done"]
+    assert ended == ["1 epoch done"]
     assert Checkpoints(tmp_path / "checkpoints").read().step == 50
 
 
