@@ -15,7 +15,7 @@ from typing import Any, cast
 from asyncloop.checkpoint import Checkpoints
 from asyncloop.errors import NothingToResumeError
 
-__all__ = ["SavedCheckpoint", "SavedRun", "find_run", "is_run", "read_run", "runs_below", "size_of"]
+__all__ = ["SavedCheckpoint", "SavedRun", "find_run", "flattened", "is_run", "read_run", "runs_below", "size_of"]
 
 _UNFINISHED = ("queued", "starting", "running", "paused", "stopping")
 
@@ -156,6 +156,20 @@ def size_of(path: Path) -> int:
         except OSError:
             continue
     return total
+
+
+def flattened(value: Any, above: str = "") -> dict[str, Any]:
+    """A config's values by dotted key; a list without tables is one value."""
+    if isinstance(value, Mapping):
+        parts = list(cast("Mapping[str, Any]", value).items())
+    elif isinstance(value, list) and any(isinstance(each, dict) for each in cast("list[Any]", value)):
+        parts = [(str(index), each) for index, each in enumerate(cast("list[Any]", value))]
+    else:
+        return {above: value}
+    found: dict[str, Any] = {}
+    for key, part in parts:
+        found |= flattened(part, f"{above}.{key}" if above else str(key))
+    return found
 
 
 def _directories(root: Path, recursive: bool) -> Iterator[Path]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import logging
 import os
 import shutil
 import threading
@@ -29,9 +30,24 @@ from safetensors.numpy import save as save_arrays
 from asyncloop.control import Claim
 from asyncloop.errors import CheckpointError, NonFiniteError, StorageError
 
-__all__ = ["FORMAT", "Checkpoints", "Saved", "copy_state", "nonfinite_leaf", "storage_error", "write_atomically"]
+__all__ = [
+    "FORMAT",
+    "Checkpoints",
+    "Saved",
+    "copy_state",
+    "load_weights",
+    "nonfinite_leaf",
+    "storage_error",
+    "write_atomically",
+]
+
+logger = logging.getLogger("asyncloop")
 
 FORMAT = 1
+
+Parts = Mapping[str, Any]
+"""Name of a part of a checkpoint → its state."""
+
 _NATIVE = frozenset(
     ["float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool"]
 )
@@ -75,6 +91,15 @@ def copy_state(state: Any) -> Any:
     )
 
 
+def load_weights(model: Any, saved: Saved) -> None:
+    """Give a model the state of a checkpoint. Raises what its `load_state_dict` raises. Thread: the model's."""
+    try:
+        model.load_state_dict(saved.model)
+    except Exception as error:
+        error.add_note(f"loading the weights of {saved.path}")
+        raise
+
+
 def nonfinite_leaf(state: Any, path: str = "") -> str | None:
     """The path of the first array with a NaN or infinity, None if all are finite."""
     if isinstance(state, Mapping):
@@ -97,6 +122,8 @@ class Saved:
     step: int
     model: Mapping[str, Any]
     hooks: Mapping[str, Any]
+    epoch: Mapping[str, Any]
+    """The epoch under way, as `EpochRecord` gives it; empty if there was none."""
     engine: Mapping[str, Any]
 
 
@@ -107,18 +134,17 @@ class Checkpoints:
         self.directory = directory
         self._claims: dict[str, list[str]] = self._read_claims()
 
-    def write(
-        self, step: int, model: Any, hooks: Mapping[str, Any], engine: Mapping[str, Any], claims: Iterable[Claim]
-    ) -> Path:
+    def write(self, step: int, parts: Parts, engine: Mapping[str, Any], claims: Iterable[Claim]) -> Path:
         """Write one complete checkpoint, move the pointers, remove what nobody claims any more; its directory.
 
-        `model` and `hooks` are copies (`copy_state`). Raises StorageError; the checkpoints before stay untouched then.
+        `parts` are copies (`copy_state`) of the states of `model`, `hooks` and `epoch`. Raises StorageError; the
+        checkpoints before stay untouched then.
         """
         name = f"step-{step:08d}"
         target = self.directory / name
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            self._write_new(target, step, model, hooks, engine)
+            self._write_new(target, step, parts, engine)
             self._settle(name, list(claims))
         except OSError as error:
             shutil.rmtree(self.directory / f".tmp-{name}", ignore_errors=True)  # give the space back
@@ -139,19 +165,46 @@ class Checkpoints:
             files = {file: self._verified(path / file, entry) for file, entry in manifest["files"].items()}
             state = json.loads(files["state.json"])
             arrays = {
-                part: load_arrays(files[f"{part}.safetensors"])
-                for part in ("model", "hooks")
-                if f"{part}.safetensors" in files
+                part: load_arrays(files[f"{part}.safetensors"]) for part in state if f"{part}.safetensors" in files
             }
-            model = _decoded(state["model"], arrays.get("model", {}))
-            hooks = _decoded(state["hooks"], arrays.get("hooks", {}))
+            parts = {part: _decoded(state[part], arrays.get(part, {})) for part in state}
+            model, hooks, epoch = parts["model"], parts["hooks"], parts.get("epoch", {})
         except (ValueError, KeyError, TypeError, SafetensorError) as error:
             raise CheckpointError(f"{path} is damaged: {error}") from error
         except OSError as error:
             if isinstance(error, StorageError):
                 raise
             raise storage_error("read the checkpoint", path, error, CheckpointError) from error
-        return Saved(path, manifest["step"], model, hooks, manifest["engine"])
+        return Saved(path, manifest["step"], model, hooks, epoch, manifest["engine"])
+
+    def read_newest(self, *, strict: bool = False) -> Saved | None:
+        """The checkpoint to go on from: `latest`, or the newest before it that is whole; None if there never was one.
+
+        A damaged one is named in a warning. Raises CheckpointError if all are damaged, or with `strict` for the first.
+        """
+        names = self.names()
+        newest = self._pointed("latest")
+        if newest is not None and newest not in names and strict:
+            raise CheckpointError(f"`latest` names {newest}, which is not there or not complete")
+        first = names.index(newest) + 1 if newest in names else len(names)
+        damaged: CheckpointError | None = None
+        for name in reversed(names[:first]):
+            try:
+                return self.read(name)
+            except CheckpointError as error:
+                if strict:
+                    raise
+                damaged = damaged or error
+                logger.warning("%s; going back to the one before", error)
+        if damaged is not None:
+            raise damaged
+        return None
+
+    def _pointed(self, pointer: str) -> str | None:
+        try:
+            return (self.directory / pointer).read_text().strip()
+        except OSError:
+            return None
 
     def find(self, name: str = "latest") -> Path:
         """The directory of a checkpoint; CheckpointError that lists what there is."""
@@ -177,21 +230,22 @@ class Checkpoints:
 
     def clean(self) -> None:
         """Remove what a killed writer left behind."""
+        for before in self.directory.glob(".tmp-before-*"):  # killed between the two renames of a replacement
+            target = self.directory / before.name.removeprefix(".tmp-before-")
+            if not target.exists():
+                os.rename(before, target)
         for leftover in self.directory.glob(".tmp-*"):
-            shutil.rmtree(leftover, ignore_errors=True)
+            shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink(missing_ok=True)
 
-    def _write_new(
-        self, target: Path, step: int, model: Any, hooks: Mapping[str, Any], engine: Mapping[str, Any]
-    ) -> None:
+    def _write_new(self, target: Path, step: int, parts: Parts, engine: Mapping[str, Any]) -> None:
         aside = self.directory / f".tmp-{target.name}"
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()
-        model_tree, model_arrays = _encoded(model)
-        hooks_tree, hooks_arrays = _encoded(dict(hooks))
-        files = {"state.json": _json({"model": model_tree, "hooks": hooks_tree})}
-        files["model.safetensors"] = save_arrays(model_arrays)
-        if hooks_arrays:
-            files["hooks.safetensors"] = save_arrays(hooks_arrays)
+        encoded = {part: _encoded(state) for part, state in parts.items()}
+        files = {"state.json": _json({part: tree for part, (tree, _) in encoded.items()})}
+        for part, (_, arrays) in encoded.items():
+            if arrays or part == "model":
+                files[f"{part}.safetensors"] = save_arrays(arrays)
         manifest: dict[str, Any] = {
             "format": FORMAT,
             "step": step,
@@ -229,7 +283,9 @@ class Checkpoints:
         wanted = {name, *(kept for own in self._claims.values() for kept in own)}
         for old in self.names():
             if old not in wanted:
-                shutil.rmtree(self.directory / old)
+                gone = self.directory / f".tmp-old-{old}"  # never half of one under its own name
+                os.rename(self.directory / old, gone)
+                shutil.rmtree(gone)
 
     def _verified(self, path: Path, entry: Mapping[str, Any]) -> bytes:
         if path.stat().st_size != entry["bytes"]:

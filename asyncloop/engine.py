@@ -23,10 +23,10 @@ import anyio
 
 from asyncloop import rng
 from asyncloop.arguments import Source, check_arguments, evaluation_cadence, listed, named_sources, positive_deadlines
-from asyncloop.bus import EventBus
-from asyncloop.checkpoint import Checkpoints
+from asyncloop.bus import EventBus, Marker
+from asyncloop.checkpoint import Checkpoints, Saved, load_weights
 from asyncloop.control import Claim, Control
-from asyncloop.epoch import EpochRecord
+from asyncloop.epoch import EpochRecord, Training, last_state, restored_last, savable
 from asyncloop.errors import AsyncloopError, ConfigError, DataError, UsageError
 from asyncloop.events import (
     AfterBatch,
@@ -46,7 +46,8 @@ from asyncloop.events import (
 )
 from asyncloop.model_thread import Halt, ModelThread, Policy, Rules, Stretch
 from asyncloop.progress import Progress
-from asyncloop.session import OpenStream, Position, Session
+from asyncloop.redact import redacted
+from asyncloop.session import Capture, OpenStream, Position, Session, refuse
 from asyncloop.stream import Interrupted, Node, check_streams
 
 __all__ = ["Engine", "Result"]
@@ -156,6 +157,16 @@ class Engine:
         self._ended_by: str | None = None
         self._wished: dict[str, None] = {}
         """Evaluations that were due where the epoch turned out to be over."""
+        self._zeroth_done = False
+        self._changed: dict[str, Any] = {}
+        """Parameters that were set while it ran, for checkpoints."""
+        self._held: tuple[Marker, dict[str, Any] | None] | None = None
+        """Hooks' and generators' states from before what is repeated if a stop interrupts it."""
+        self._restored: Saved | None = None
+        self._last: AfterBatch | None = None
+        """The step of the restored checkpoint, should it turn out to be the run's last."""
+        self._unfinished: EpochRecord | None = None
+        """The epoch that the restored checkpoint was taken in."""
         if self.output_dir is None:
             for hook, name in self.bus.hooks:
                 if getattr(hook, "needs_output_dir", False):
@@ -167,10 +178,11 @@ class Engine:
         """The zeroth evaluation, then epochs until `epochs`, `steps` or a stop. Raises what model, data or hooks raise."""
         self.check_streams()
         async with self._running():
-            if not self.skip_zeroth_epoch and self.progress.epochs_done == 0 and self.progress.step == 0:
+            if self._is_zeroth_due:
                 await self._zeroth_epoch()
-            while not self.progress.finished:
-                await self._train_epoch()
+            while self._unfinished is not None or not self.progress.finished:
+                epoch, self._unfinished = self._unfinished, None
+                await self._train_epoch(epoch)
         return self._result()
 
     async def evaluate(self, *streams: str) -> Result:
@@ -212,30 +224,44 @@ class Engine:
         if names:
             trains_next = [] if self.progress.finished else [(self.train_stream, True)]
             plan = [*((name, False) for name in names), *trains_next]
-            await self._evaluation_epoch(names, {self.train_stream: self.epoch_size}, plan)
+            await self._evaluation_epoch(names, {self.train_stream: self.epoch_size}, plan, zeroth=True)
 
     async def _evaluation_epoch(
-        self, names: list[str], limits: Mapping[str, int | None], plan: Sequence[tuple[str, bool]]
+        self,
+        names: list[str],
+        limits: Mapping[str, int | None],
+        plan: Sequence[tuple[str, bool]],
+        *,
+        zeroth: bool = False,
     ) -> None:
         epoch = await self._begin_epoch(names, plan)
+        epoch.is_zeroth = zeroth
         await self._evaluate_streams(names, epoch, {}, limits)
         await self._end_epoch(epoch, trained=False)
 
-    async def _train_epoch(self) -> None:
-        self.progress.epoch = self.progress.epochs_done + 1
+    async def _train_epoch(self, epoch: EpochRecord | None) -> None:
+        """A whole epoch, or what is left of the one that a checkpoint was taken in."""
+        if epoch is None:
+            self.progress.epoch = self.progress.epochs_done + 1
+            epoch = await self._begin_epoch([self.train_stream, *self.extra_streams], self._plan())
+        self._epoch = epoch
+        if epoch.phase == "train":
+            await self._train_on(self.train_stream, None, epoch, self.epoch_size)
+            epoch.end_training()
+            self._hold(epoch)
+        names = list(dict.fromkeys([*self.extra_streams, *self._evaluations_due()]))
+        if names:
+            check_streams(self.dataset, names)
+            await self._evaluate_streams(names, epoch, {})
+        await self._end_epoch(epoch, trained=True)
+
+    def _plan(self) -> list[tuple[str, bool]]:
+        """The streams of a training epoch in their order, and the one after them."""
         train = (self.train_stream, True)
         if self.epoch_size is not None:  # the source may end inside the epoch; its next pass then goes on
-            plan = [train, train]
-        else:
-            maybe_last = self._is_last_epoch or self.progress.steps is not None
-            plan = [train, *((name, False) for name in self.extra_streams), *([] if maybe_last else [train])]
-        epoch = await self._begin_epoch([self.train_stream, *self.extra_streams], plan)
-        await self._train_on(self.train_stream, None, epoch, self.epoch_size)
-        names = dict.fromkeys([*self.extra_streams, *self._evaluations_due()])
-        if names:
-            check_streams(self.dataset, list(names))
-            await self._evaluate_streams(list(names), epoch, {})
-        await self._end_epoch(epoch, trained=True)
+            return [train, train]
+        maybe_last = self._is_last_epoch or self.progress.steps is not None
+        return [train, *((name, False) for name in self.extra_streams), *([] if maybe_last else [train])]
 
     async def _begin_epoch(self, names: list[str], plan: Sequence[tuple[str, bool]] = ()) -> EpochRecord:
         epoch = self._epoch = EpochRecord(names, plan)
@@ -250,8 +276,12 @@ class Engine:
         stream = await self._take(name, True, source)
         stretch = self._stretch(stream, epoch)
         stretch.batches = size
-        accepted_before, began_at = 0, stretch.index
-        while self.progress.steps_left != 0:
+        training = epoch.training = Training(stretch, 0, stretch.index)
+        if epoch.resumed is not None:  # a checkpoint was taken inside this epoch, before what was due at its step
+            training.load_state_dict(epoch.resumed)
+            epoch.resumed = None
+            await self._take_up_due(stream, stretch)
+        while self.progress.steps_left != 0 and not stretch.is_full:
             stretch.until_step = self._next_planned_step()
             stretch.until_s = self._next_planned_s()
             halt = await self._advance(stream, stretch)
@@ -261,16 +291,16 @@ class Engine:
                     continue
                 if outcome == "epoch over":
                     break
-            accepted, accepted_before = stretch.n_accepted - accepted_before, stretch.n_accepted
+            accepted, training.accepted_before = stretch.n_accepted - training.accepted_before, stretch.n_accepted
             await session.end_pass(stream)
-            carried_over_at_its_end = accepted == 0 and began_at > 0
+            carried_over_at_its_end = accepted == 0 and training.began_at > 0
             if not carried_over_at_its_end:
                 self._check_empty(name, accepted)
                 if size is None or accepted == 0:
                     break
             stream = await self._take(name, True, source)
             stretch.feed, stretch.index, stretch.cursor = stream.feed, stream.position.index, stream.position.cursor
-            began_at = stretch.index
+            training.began_at = stretch.index
         await self._end_training_of(name, stretch, epoch)
 
     async def _end_training_of(self, name: str, stretch: Stretch, epoch: EpochRecord) -> None:
@@ -285,14 +315,21 @@ class Engine:
         given: Mapping[str, object],
         limits: Mapping[str, int | None] | None = None,
     ) -> None:
-        """Evaluate streams one after the other, then `after_evaluation`. A stop discards it."""
+        """Evaluate streams one after the other, then `after_evaluation`. A stop discards it, a resume repeats it."""
         await self.bus.settle()
         around, self._epoch = self._epoch, epoch
+        whole = around or epoch
+        whole.pending = list(names)
+        if whole.phase == "train":
+            self._hold(whole)
         try:
             await self._evaluate_each(names, epoch, given, limits or {})
         finally:
             self._epoch = around
         self._check_failure()
+        whole.pending = []
+        if whole.phase == "train":
+            self._held = None
 
     async def _evaluate_each(
         self, names: list[str], epoch: EpochRecord, given: Mapping[str, object], limits: Mapping[str, int | None]
@@ -329,6 +366,8 @@ class Engine:
             )
         )
         self._check_failure()
+        epoch.phase, self._held = "over", None
+        self._zeroth_done = self._zeroth_done or epoch.is_zeroth
         await self._take_up_wishes()
 
     # --- between steps ------------------------------------------------------------------------------------------
@@ -379,6 +418,9 @@ class Engine:
         if halt != "asked" and last is not None:
             await self.bus.lockstep(stream.name, self.progress.step, last.timed)
             self._check_stop()
+        return await self._take_up_due(stream, stretch)
+
+    async def _take_up_due(self, stream: OpenStream, stretch: Stretch) -> _Outcome:
         if stretch.is_full or self.progress.steps_left == 0:
             return "epoch over"
         asked = self._evaluations_due()
@@ -416,13 +458,38 @@ class Engine:
         changes = self.control.take_changes()
         if changes:
             await self._live_session.set_parameters(changes)
+            self._changed |= changes
             for name, value in changes.items():
                 self.bus.publish(self._event(ParameterChanged, name, value))
 
     async def _save_if_asked(self) -> None:
         requests = self.control.take_checkpoints()
         if requests:
-            await self._live_session.save(self.progress.step, self._record(), requests)
+            try:
+                capture = await self._capture()
+            except Exception as error:
+                refuse(requests, error)
+                raise
+            self._live_session.commit(capture, requests)
+
+    async def _capture(self, failure: BaseException | None = None, last: AfterBatch | None = None) -> Capture:
+        """The state as it is now, or as it was before what a resume repeats. `last` is what the run may have ended with."""
+        marker, rng_states = self._held or (None, None)
+        epoch = self._epoch
+
+        def place() -> dict[str, Any]:
+            own = {} if epoch is None else epoch.state_dict()
+            return {**own, "metrics": savable(self.metrics), "last": {} if last is None else last_state(last)}
+
+        logged = None if epoch is None else epoch.logged_by
+        record = self._record(rng_states, failure)
+        await self._live_session.written()  # what was saved before is told before the marker
+        return await self._live_session.capture(self.progress.step, record, place, marker or self.bus.mark(logged))
+
+    def _hold(self, epoch: EpochRecord) -> None:
+        """From here on a stop saves what hooks and generators are now: what comes is repeated by a resume."""
+        if self._live_session.saves:
+            self._held = self.bus.mark(epoch.logged_by), rng.capture() if self.own_rng else None
 
     async def _pause_if_asked(self, between_steps: bool = True) -> None:
         """Wait while paused; between training steps parameters may be changed and checkpoints taken meanwhile."""
@@ -460,10 +527,11 @@ class Engine:
     @asynccontextmanager
     async def _opened(self, announce: bool) -> AsyncGenerator[None]:
         failure: BaseException | None = None
-        self._failure = self._epoch = None
+        self._failure = self._epoch = self._held = None
         session = self._session = self._new_session()
         try:
             async with session:
+                await self._take_back(session)
                 try:
                     if announce:
                         with suppress(_Stopped):  # then the body's first look at the stop ends it
@@ -517,11 +585,10 @@ class Engine:
             follows=self._follows,
             deadlines=self._deadlines,
             watched=self.watched,
+            begins_at=self.progress.step,
         )
 
     async def _begin(self) -> None:
-        if self.own_rng and not self.seeded:
-            rng.seed_globals(self.seed)
         self._evaluated_s = time.perf_counter()
         await self.bus.barrier(self._event(BeforeTraining))
         self._check_stop()
@@ -541,43 +608,58 @@ class Engine:
             if self.control.aborted:
                 self.bus.drop_backlog()
             else:
+                # What hooks are given only because this is the last step is no part of what a resume goes on from.
+                capture = None
+                if announce and not model_failed and self._is_unsaved:
+                    last = await self._last_step() if self._is_last_epoch else None
+                    capture = await self._capture(None if cancelled else failure, last)
                 await self._deliver_last()
                 await self.bus.settle()
                 if announce and not model_failed:
-                    await self._save_last()
+                    await self._save_last(capture)
         except Exception as error:
             failure = _joined(failure, error)
         if self._failure is not None and failure is not self._failure:
             failure = _joined(failure, self._failure)
-        failed = failure is not None and not cancelled
-        if failed:
+        has_failed = failure is not None and not cancelled
+        if has_failed:
             await self.bus.announce(self._event(OnException, failure))
         if announce:
             seen = self._failure
-            reason = f"{type(failure).__name__}: {failure}" if failed else self._why(self.control.stop_reason)
-            await self.bus.barrier(self._event(AfterTraining, not failed, reason), only_set_up=True)
+            reason = f"{type(failure).__name__}: {failure}" if has_failed else self._why(self.control.stop_reason)
+            await self.bus.barrier(self._event(AfterTraining, not has_failed, reason), only_set_up=True)
             if self._failure is not seen and self._failure is not None and failure is not self._failure:
                 failure = _joined(failure, self._failure)
         return failure
 
-    async def _save_last(self) -> None:
-        if self._live_session.saves and self._live_session.saved_step < self.progress.step:
+    @property
+    def _is_unsaved(self) -> bool:
+        return self._live_session.saves and self._live_session.saved_step < self.progress.step
+
+    async def _save_last(self, capture: Capture | None) -> None:
+        if capture is None:
+            await self._save_if_asked()
+        else:
             self.control.checkpoint(Claim("end", keep=1))
-        await self._save_if_asked()
+            self._live_session.commit(capture, self.control.take_checkpoints())
         await self._live_session.written()
         await self.bus.settle()
 
     async def _deliver_last(self) -> None:
         """The last step is always due: hooks whose cadence skipped it get it now."""
-        thread = self._live_session.thread
-        last = thread.last
+        last = self._live_session.thread.last or self._last
         if last is None or last.step == self._last_delivered:
             return
         await self.bus.flush()
-        last = await thread.last_with(self.bus.last_asks(last))
+        last = await self._last_step()
         if last is not None:
             self._last_delivered = last.step
             self.bus.publish_last(last)
+
+    async def _last_step(self) -> AfterBatch | None:
+        """The newest train step, with what hooks want that get it only if it is the last."""
+        thread = self._live_session.thread
+        return await thread.last_with(self.bus.last_asks(thread.last)) if thread.last is not None else self._last
 
     # --- small things -------------------------------------------------------------------------------------------
 
@@ -588,6 +670,11 @@ class Engine:
     def _live_session(self) -> Session:
         assert self._session is not None, "only called while running"
         return self._session
+
+    @property
+    def _is_zeroth_due(self) -> bool:
+        progress = self.progress
+        return not (self.skip_zeroth_epoch or self._zeroth_done or progress.epochs_done or progress.step)
 
     @property
     def _is_last_epoch(self) -> bool:
@@ -624,17 +711,57 @@ class Engine:
         await self.bus.settle()
         epoch.take_logged()
 
-    def _log_from_hook(self, event: Event, name: str, value: Any) -> None:
+    def _log_from_hook(self, hook: str, event: Event, name: str, value: Any) -> None:
         if self._epoch is not None:
-            if isinstance(event, AfterBatch):
-                self._epoch.log(event.stream, name, value, event.n_examples)
-            else:
-                self._epoch.log(self.train_stream, name, value, 1)
+            of_batch = isinstance(event, AfterBatch)
+            stream, weight = (event.stream, event.n_examples) if of_batch else (self.train_stream, 1)
+            self._epoch.log(hook, stream, name, value, weight)
 
     def _remember_metrics(self, epoch: EpochRecord) -> None:
         self.metrics.update({name: dict(values) for name, values in epoch.data.items()})
 
-    def _record(self) -> dict[str, Any]:
+    # --- checkpoints --------------------------------------------------------------------------------------------
+
+    def restore(self, saved: Saved) -> None:
+        """Go on from a checkpoint: the next `train` begins with the step after it. Before the engine runs.
+
+        Model, hooks, generators and streams take their states when it begins to run; the config has to be one that
+        leads to the same steps.
+        """
+        if self._session is not None:
+            raise UsageError("this engine is running already; restore it before")
+        record = saved.engine
+        self.progress.step, self.progress.epoch = saved.step, record["epoch"]
+        self.progress.epochs_done = record["epochs_done"]
+        self.metrics = {name: dict(values) for name, values in saved.epoch.get("metrics", {}).items()}
+        self._positions = {
+            name: Position(at["pass"], at["index"], at["cursor"]) for name, at in record["positions"].items()
+        }
+        self._zeroth_done, self._evaluated_step = record["zeroth_done"], record["evaluated_step"]
+        self._changed = dict(record["changed"])
+        self._restored = saved
+
+    async def _take_back(self, session: Session) -> None:
+        """Seed the global generators, or give everything its state of the checkpoint."""
+        saved, self._restored = self._restored, None
+        if self.own_rng and not self.seeded:
+            rng.seed_globals(self.seed)
+            self.seeded = True
+        if saved is None:
+            return
+        await session.thread.call(load_weights, self.model, saved)
+        if self._changed:
+            await session.set_parameters(self._changed)
+        self.bus.load_states(saved.hooks)
+        if self.own_rng and "rng" in saved.engine:
+            rng.restore(saved.engine["rng"])
+        if saved.epoch.get("last"):
+            self._last = restored_last(saved.epoch["last"], self._event(Event))
+        if saved.epoch and saved.epoch["phase"] != "over" and self.progress.epoch > self.progress.epochs_done:
+            self._unfinished = EpochRecord.restored(saved.epoch, saved.epoch["logged"], self._plan())
+            self._wished = dict.fromkeys(saved.epoch["pending"])
+
+    def _record(self, rng_states: dict[str, Any] | None, failure: BaseException | None) -> dict[str, Any]:
         """What the engine itself needs to go on from a checkpoint."""
         record: dict[str, Any] = {
             "epoch": self.progress.epoch,
@@ -644,9 +771,14 @@ class Engine:
                 name: {"pass": at.number, "index": at.index, "cursor": at.cursor}
                 for name, at in self._positions.items()
             },
+            "zeroth_done": self._zeroth_done,
+            "evaluated_step": self._evaluated_step,
+            "changed": self._changed,
         }
         if self.own_rng:
-            record["rng"] = rng.capture()
+            record["rng"] = rng_states or rng.capture()
+        if failure is not None:
+            record["after_failure"] = redacted(f"{type(failure).__name__}: {failure}")
         return record
 
     def _hook_failed(self, error: BaseException) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from asyncloop.archive import find_run, is_run, read_run
-from asyncloop.checkpoint import Checkpoints, Saved
+from asyncloop.checkpoint import Checkpoints, Saved, load_weights
 from asyncloop.config import Config, dumps, load_config
 from asyncloop.engine import Engine, Result
 from asyncloop.errors import ConfigError
@@ -24,7 +24,7 @@ from asyncloop.stream import check_streams
 from asyncloop.threads import OwnThread
 from asyncloop.wiring import with_display
 
-__all__ = ["load_model", "load_weights", "open_evaluation", "saved_config"]
+__all__ = ["init_weights", "load_model", "open_evaluation", "saved_config"]
 
 Overrides = Mapping[str, Any] | Sequence[str]
 
@@ -39,11 +39,11 @@ def load_model(run: str | Path, checkpoint: str = "latest") -> Any:
     saved = Checkpoints(path / "checkpoints").read(checkpoint)
     config = saved_config(path)
     model: Any = config.model.build(dataset=config.dataset.build(output_dir=path), output_dir=path)
-    _load(model, saved)
+    load_weights(model, saved)
     return model
 
 
-async def load_weights(model: Any, thread: ModelThread, run: str | Path) -> dict[str, Any]:
+async def init_weights(model: Any, thread: ModelThread, run: str | Path) -> dict[str, Any]:
     """Put the weights of a run (`RUN` or `RUN:CHECKPOINT`) into a model, on its thread; where they came from."""
 
     def read() -> Saved:
@@ -52,13 +52,13 @@ async def load_weights(model: Any, thread: ModelThread, run: str | Path) -> dict
 
     async with OwnThread("asyncloop reading weights") as reader:
         saved = await reader.call(read)
-    await thread.call(_load, model, saved)
+    await thread.call(load_weights, model, saved)
     return {"checkpoint": saved.path, "step": saved.step}
 
 
 def saved_config(
     run: Path,
-    source: str | Path | None = None,
+    source: str | Path | Mapping[str, Any] | None = None,
     *,
     set: Overrides = (),
     for_eval: str | None = None,
@@ -75,14 +75,6 @@ def saved_config(
         return load_config(source, set=set, for_eval=for_eval)
     home = Path(folder) if folder and Path(folder).is_dir() else Path()
     return load_config(run / "resolved.toml", set=set, for_eval=for_eval, folder=home)
-
-
-def _load(model: Any, saved: Saved) -> None:
-    try:
-        model.load_state_dict(saved.model)
-    except Exception as error:
-        error.add_note(f"loading the weights of {saved.path}")
-        raise
 
 
 # --- evaluation ---------------------------------------------------------------------------------------------------
@@ -161,7 +153,7 @@ async def _built(
         same = next((p for g, p in built if (g.config.dataset, g.config.model) == (config.dataset, config.model)), None)
         if same is None:
             parts = await stack.enter_async_context(build(config, own))
-            await parts.thread.call(_load, parts.model, saved)
+            await parts.thread.call(load_weights, parts.model, saved)
         else:
             parts = replace(same, config=config, rundir=own, hooks=await build_hooks(config, same.dataset, own))
         check_streams(parts.dataset, group.streams)

@@ -102,7 +102,7 @@ async def _check_variables(engine: Engine) -> None:
     """
     known = {*engine.model.input_names, *engine.model.output_names}
     hooks = [(hook, name) for hook, name in engine.bus.hooks if _takes_batches(hook)]
-    if any(getattr(hook, "add", None) for hook, _ in hooks):
+    if any(getattr(hook, "add", None) for hook, _ in engine.bus.hooks):
         return
     unknown = [
         (name, variable)
@@ -142,10 +142,10 @@ async def dry_run(parts: Parts, engine: Engine) -> CheckReport:
         report.sources[stream] = {name: described(value) for name, value in batch.items()}
         outputs = await _run_once(parts, batch, stream)
         report.outputs = {name: described(value) for name, value in outputs.items()}
-        declared = set(parts.model.output_names)
-        if not report.problems and declared != set(outputs):
+        lacking = [name for name in parts.model.output_names if name not in outputs]
+        if lacking and not report.problems:
             report.problems.append(
-                f"the model declares the outputs {', '.join(sorted(declared))} but gave {', '.join(sorted(outputs))}"
+                f"the model declares the output {', '.join(lacking)} but gave only {', '.join(outputs) or 'nothing'}"
             )
     weights = getattr(parts.model, "weights", None)
     if weights is not None:

@@ -43,8 +43,15 @@ class Recorder(Hook):
         self._rundir = rundir
         self._evaluated: set[tuple[str, int]] = set()
 
+    def state_dict(self) -> dict[str, Any]:
+        """How far its files had come; `RunDir.take_over` cuts them to that."""
+        return {"bytes": self._rundir.sizes(), "evaluated": [list(each) for each in sorted(self._evaluated)]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._evaluated = {(stream, step) for stream, step in state["evaluated"]}
+
     def before_training(self, event: BeforeTraining) -> None:
-        self._write(event, {})
+        self._write(event, {"resumed": True} if event.step else {})
 
     def before_epoch(self, event: BeforeEpoch) -> None:
         self._rundir.update(state="running", epochs=event.epoch, steps=event.step)

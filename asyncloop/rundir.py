@@ -14,8 +14,9 @@ import platform
 import shutil
 import sys
 import threading
+import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from importlib import metadata
@@ -34,6 +35,10 @@ logger = logging.getLogger("asyncloop")
 
 current_run: ContextVar[str | None] = ContextVar("current_run", default=None)
 """The id of the run whose code is executing, on whatever thread; log.txt takes only its own run's records."""
+
+
+_GROWING = ("events.jsonl", "metrics.jsonl", "log.txt")
+_NEVER_CUT = {"config.toml", "resolved.toml", "run.json", "lock", "code", "log.txt", "log.discarded.txt", "eval"}
 
 
 class RunDir:
@@ -63,13 +68,7 @@ class RunDir:
         try:
             self._was_there = self.path.exists()
             self.path.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(self._lock)
-                self._lock = None
-                raise
+            self._take_lock()
             for name, text in files.items():
                 (self.path / name).write_text(text)
             self._record = {
@@ -81,22 +80,103 @@ class RunDir:
                 "epochs": 0,
                 "steps": 0,
                 "times": {"created": now(), "started": None, "ended": None},
-                "host": {
-                    "name": platform.node(),
-                    "pid": os.getpid(),
-                    "cpus": os.cpu_count(),
-                    "system": platform.platform(),
-                },
-                "versions": _versions(),
+                **_process(),
                 "git": None,
-                "command": [redacted(word) for word in sys.argv],
                 **entries,
             }
             self.update()
-        except BlockingIOError:
-            raise StorageError(f"another process is writing the run in {self.path}") from None
         except OSError as error:
+            if isinstance(error, StorageError):
+                raise
             raise storage_error("make the run directory", self.path, error) from error
+
+    def _take_lock(self) -> None:
+        """A lock that goes with the process, however it ends. Those who only look hold it for an instant."""
+        handle = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        for pause_s in (0.01, 0.05, 0.2, None):
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if pause_s is None:
+                    os.close(handle)
+                    raise StorageError(
+                        f"another process is writing the run in {self.path}; one run, one writer"
+                    ) from None
+                time.sleep(pause_s)
+            else:
+                self._lock = handle
+                return
+
+    @classmethod
+    def reopen(cls, path: Path) -> RunDir:
+        """The directory of a run that is to go on; takes its lock. Raises StorageError if a process still writes it."""
+        rundir = cls(path.absolute(), "", "")
+        try:
+            rundir._take_lock()
+            record = rundir._record = json.loads((path / "run.json").read_text())
+            rundir.id, rundir.name = record["id"], record["name"]
+        except (ValueError, KeyError) as error:
+            rundir.close()
+            raise StorageError(f"{path / 'run.json'} is damaged: {error}; restore it from a copy") from error
+        except OSError as error:
+            if isinstance(error, StorageError):
+                raise
+            raise storage_error("open the run directory", path, error) from error
+        return rundir
+
+    def take_over(self, step: int, sizes: Mapping[str, int] | None, files: Mapping[str, str], **entries: Any) -> None:
+        """Bring a reopened directory back to a checkpoint: its files to the sizes of then, None for an empty run.
+
+        `files` are written anew; `entries` join the record of this resume in run.json. Raises StorageError.
+        """
+        try:
+            for leftover in self.path.glob(".tmp-*"):
+                leftover.unlink(missing_ok=True)
+            if sizes is None:
+                self._empty()
+            else:
+                for name, size in sizes.items():
+                    self._cut(name, size, step)
+            for name, text in files.items():
+                write_atomically(self.path / name, text.encode())
+        except OSError as error:
+            if isinstance(error, StorageError):
+                raise
+            raise storage_error("bring back to a checkpoint", self.path, error) from error
+        resumes = [*self._record.get("resumes", []), {"time": now(), "step": step, **_process(), **entries}]
+        self.update(state="starting", reason=None, exit_code=None, resumes=resumes, times={"ended": None})
+
+    def _empty(self) -> None:
+        """Nothing was saved, so the run begins again: whatever the lost attempt has written goes."""
+        for entry in self.path.iterdir():
+            if entry.name == "log.txt":
+                self._cut("log.txt", 0, 0)
+            elif entry.name not in _NEVER_CUT:
+                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+
+    def _cut(self, name: str, size: int, step: int) -> None:
+        """Forget what a file holds behind its first `size` bytes; the log's rest is put aside, for it tells what failed."""
+        path = self.path / name
+        if not path.exists():
+            if size:
+                logger.warning("%s is gone; it goes on without what was in it", path)
+            return
+        if path.stat().st_size < size:
+            logger.warning("%s is shorter than at the checkpoint: something of it was lost", path)
+            return
+        with open(path, "r+b") as file:
+            file.seek(size)
+            rest = file.read()
+            file.seek(size)
+            file.truncate()
+            file.write(b"".join(_of_checkpoint(rest, step)) if name == "events.jsonl" else b"")
+        if name == "log.txt" and rest:
+            with open(self.path / "log.discarded.txt", "ab") as discarded:
+                discarded.write(rest)
+
+    def sizes(self) -> dict[str, int]:
+        """The files of the run's own that grow, and their bytes, for a checkpoint."""
+        return {name: path.stat().st_size if (path := self.path / name).exists() else 0 for name in _GROWING}
 
     def update(self, **changes: Any) -> None:
         """Change entries of run.json; readers see the old or the new file, never half of one."""
@@ -195,6 +275,22 @@ def jsonable(value: Any) -> Any:
     if hasattr(value, "tolist"):
         return jsonable(value.tolist())
     return str(value)
+
+
+def _of_checkpoint(lines: bytes, step: int) -> Iterator[bytes]:
+    """Events that were written behind a checkpoint's mark but belong to it: that it was saved."""
+    for line in lines.splitlines(keepends=True):
+        try:
+            event = json.loads(line)
+        except ValueError:  # half a line
+            continue
+        if event.get("event") == "checkpoint_saved" and event.get("step") == step:
+            yield line
+
+
+def _process() -> dict[str, Any]:
+    host = {"name": platform.node(), "pid": os.getpid(), "cpus": os.cpu_count(), "system": platform.platform()}
+    return {"host": host, "versions": _versions(), "command": [redacted(word) for word in sys.argv]}
 
 
 def _versions() -> dict[str, str]:

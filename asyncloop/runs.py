@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -14,15 +14,16 @@ from typing import Any
 import anyio
 
 from asyncloop.cadence import seconds_of
-from asyncloop.config import load_config
+from asyncloop.config import Config, load_config
 from asyncloop.engine import Engine, Result
 from asyncloop.errors import ConfigError
-from asyncloop.evaluation import load_weights
+from asyncloop.evaluation import init_weights
 from asyncloop.live import Run, background
 from asyncloop.preflight import CheckReport, check_names, dry_run
+from asyncloop.resuming import Resumption, prepare, reopened, take_over
 from asyncloop.rundir import RunDir
 from asyncloop.threads import OwnThread
-from asyncloop.wiring import always_for, make_directory, parts_of, wire
+from asyncloop.wiring import always_for, make_directory, parts_of, planned, wire
 
 __all__ = ["check", "open_run", "run", "start"]
 
@@ -36,6 +37,10 @@ async def open_run(
     *,
     set: Overrides = (),
     engine: Engine | None = None,
+    resume: str | Path | None = None,
+    checkpoint: str | None = None,
+    force: bool = False,
+    strict: bool = False,
     init_from: str | Path | None = None,
     output_dir: str | Path | None = None,
     progress: str | None = None,
@@ -43,62 +48,120 @@ async def open_run(
     own_rng: bool = False,
     debug: bool = False,
 ) -> AsyncGenerator[Run]:
-    """Start a run in the background and hand out its handle.
+    """Start a run in the background, or go on with one, and hand out its handle.
 
     `source` is a config file or a mapping of the same form, or give an `engine`. Raises ConfigError before anything is
     made on disk. A failing run does not cancel the body: its exception comes from `await run`, or at the end of the
     context if nobody asked. Leaving early (or cancellation) is a stop: the step is finished, the state saved.
 
+    `resume` is a run that goes on in its own directory with the step after its newest whole checkpoint (or after
+    `checkpoint`), with its own config unless `source` gives another. ConfigError names what would lead to other steps;
+    `force` lets it, and records it. `strict` refuses a damaged checkpoint instead of taking the one before.
     `init_from` is a run, or RUN:CHECKPOINT, whose weights are the first ones (counters begin at zero).
+
     `progress` ("auto", "rich", "plain", "json", "none") chooses the display, whatever the config says.
     `max_time` (seconds, "30 min", "2 h") ends the run as interrupted, with everything saved.
     `debug`: a few batches of each stream, all hashed to see whether anybody changes one.
     """
-    if (source is None) == (engine is None):
-        raise ConfigError("open_run needs either a config or engine=…, and not both")
+    if engine is not None and (source is not None or set or progress is not None or own_rng or debug or init_from):
+        raise ConfigError(
+            "set, progress, own_rng, debug and init_from belong to a config; give them to the Engine you built"
+        )
+    if engine is None and source is None and resume is None:
+        raise ConfigError("open_run needs a config, engine=… or resume=…")
+    if resume is not None and (init_from is not None or output_dir is not None or debug):
+        raise ConfigError(
+            "a resumed run goes on in its own directory with its own weights: no init_from, output_dir, debug"
+        )
     limit_s = None if max_time is None else seconds_of(max_time)
+    options = {"progress": progress, "own_rng": own_rng}
     async with AsyncExitStack() as stack:
-        rundir = None
-        if source is not None:
-            load = partial(load_config, source, set=set)
-            parts = await parts_of(stack, load, output_dir, own_rng=own_rng)
-            engine, rundir = wire(parts, progress=progress, own_rng=own_rng, debug=debug), parts.rundir
-            started_from = None if init_from is None else await load_weights(parts.model, parts.thread, init_from)
-            await check_names(parts.config, engine)
-            marks = {"tags": [*parts.config.run.tags, "debug"]} if debug else {}
-            await make_directory(parts, {"init_from": started_from, **marks})
+        if engine is not None:
+            rundir = await _directory_of(stack, engine, output_dir, resume, checkpoint, strict)
+        elif resume is not None:
+            own = partial(prepare, resume, source, set=set, checkpoint=checkpoint, force=force, strict=strict)
+            engine, rundir = await _resumed(stack, own, options)
         else:
-            assert engine is not None
-            if set or progress is not None or own_rng or debug or init_from is not None:
-                raise ConfigError(
-                    "set, progress, own_rng, debug and init_from belong to a config; give them to the Engine you built"
-                )
-            rundir = await _directory_of(engine, output_dir)
-            if rundir is not None:
-                for hook in always_for(rundir, [hook for hook, _ in engine.bus.hooks]):
-                    engine.bus.add(hook)
-                    stack.callback(engine.bus.unsubscribe, hook)
+            assert source is not None
+            load = partial(load_config, source, set=set)
+            engine, rundir = await _begun(stack, load, output_dir, init_from, {**options, "debug": debug})
         async with background(Run(engine, rundir), limit_s) as live:
             yield live
 
 
-async def _directory_of(engine: Engine, output_dir: str | Path | None) -> RunDir | None:
-    """The run directory of an engine that somebody built: exactly its `output_dir`, if it has one."""
+async def _begun(
+    stack: AsyncExitStack,
+    load: Callable[[], Config],
+    output_dir: str | Path | None,
+    init_from: str | Path | None,
+    options: dict[str, Any],
+) -> tuple[Engine, RunDir]:
+    """A new run, with its directory made."""
+    config, rundir = await _off_loop(planned, load, output_dir)
+    parts = await parts_of(stack, config, rundir, own_rng=options["own_rng"])
+    engine = wire(parts, **options)
+    started_from = None if init_from is None else await init_weights(parts.model, parts.thread, init_from)
+    await check_names(config, engine)
+    marks = {"tags": [*config.run.tags, "debug"]} if options["debug"] else {}
+    await make_directory(parts, {"init_from": started_from, **marks})
+    return engine, rundir
+
+
+async def _resumed(
+    stack: AsyncExitStack, prepare: Callable[[], Resumption], options: dict[str, Any]
+) -> tuple[Engine, RunDir]:
+    """A run that goes on, with its directory as it was at the checkpoint. Nothing is changed if something is wrong."""
+    resumption = await _off_loop(prepare)
+    stack.callback(resumption.rundir.close)
+    parts = await parts_of(stack, resumption.config, resumption.rundir, own_rng=options["own_rng"])
+    engine = wire(parts, **options)
+    if resumption.saved is not None:
+        engine.restore(resumption.saved)
+    await check_names(resumption.config, engine)
+    await _off_loop(resumption.take_over)
+    return engine, resumption.rundir
+
+
+async def _off_loop(fn: Callable[..., Any], *args: Any) -> Any:
+    async with OwnThread("asyncloop opening") as thread:
+        return await thread.call(fn, *args)
+
+
+async def _directory_of(
+    stack: AsyncExitStack,
+    engine: Engine,
+    output_dir: str | Path | None,
+    resume: str | Path | None,
+    checkpoint: str | None,
+    strict: bool,
+) -> RunDir | None:
+    """The directory for an engine that somebody built: that of the run to resume, or exactly its `output_dir`, if any."""
     path = output_dir or engine.output_dir
-    if path is None:
+    if resume is None and path is None:
         return None
-    async with OwnThread("asyncloop run directory") as thread:
-        rundir = await thread.call(RunDir.plan, Path(), "run", Path(path))
-        await thread.call(rundir.create, {}, {"seed": engine.seed, "tags": []})
+    if resume is not None:
+        rundir, saved = await _off_loop(reopened, resume, checkpoint, strict)
+        stack.callback(rundir.close)
+        if saved is not None:
+            engine.restore(saved)
+        await _off_loop(take_over, rundir, saved)
+    else:
+        assert path is not None
+        rundir = await _off_loop(RunDir.plan, Path(), "run", Path(path))
+        await _off_loop(rundir.create, {}, {"seed": engine.seed, "tags": []})
     engine.output_dir = rundir.path
     engine.run_info = replace(engine.run_info, id=rundir.id, name=rundir.name, dir=rundir.path)
+    for hook in always_for(rundir, [hook for hook, _ in engine.bus.hooks]):
+        engine.bus.add(hook)
+        stack.callback(engine.bus.unsubscribe, hook)
     return rundir
 
 
 async def check(source: Source, *, set: Overrides = ()) -> CheckReport:
     """Everything but training: load, build, one batch of each stream through the model. Makes nothing on disk."""
     async with AsyncExitStack() as stack:
-        parts = await parts_of(stack, partial(load_config, source, set=set), None)
+        config, rundir = await _off_loop(planned, partial(load_config, source, set=set), None)
+        parts = await parts_of(stack, config, rundir)
         engine = wire(parts)
         report = await dry_run(parts, engine)
         await check_names(parts.config, engine)

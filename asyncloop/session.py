@@ -6,7 +6,7 @@ Teardown is the reading order reversed: producers are cancelled, the thread fini
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ from asyncloop.stream import BufferStatistics, Feed, Interrupted, Node, Pass, op
 from asyncloop.threads import LoopHandle, LoopSleeper, OwnThread
 from asyncloop.watchdog import watch
 
-__all__ = ["OpenStream", "Position", "Session"]
+__all__ = ["Capture", "OpenStream", "Position", "Session", "refuse"]
 
 logger = logging.getLogger("asyncloop")
 
@@ -51,6 +51,17 @@ class OpenStream:
     position: Position
     is_datasets: bool
     """Whether the dataset has it, so that its position is kept; a source given for one call has none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """The state at a step boundary, copied; what hooks had after it comes with the marker."""
+
+    step: int
+    model: Any
+    epoch: Mapping[str, Any]
+    record: Mapping[str, Any]
+    marker: Marker
 
 
 class _Opening:
@@ -85,6 +96,7 @@ class Session:
         follows: Callable[[str, bool], tuple[str, bool] | None],
         deadlines: Mapping[str, float],
         watched: Callable[[Node], Node] | None,
+        begins_at: int,
     ) -> None:
         self.bus, self.control, self._run_info = bus, control, run
         self._model, self._dataset, self._rules, self._seed = model, dataset, rules, seed
@@ -102,8 +114,8 @@ class Session:
         self._statistics: dict[str, BufferStatistics] = {}
         self._running: Feed | None = None
         self._saving: anyio.Event | None = None
-        self.saved_step = 0
-        """The newest step of which a checkpoint was taken."""
+        self.saved_step = begins_at
+        """The newest step of which a checkpoint was taken, or at which the session began."""
         self._closing = False
         self._watching: anyio.CancelScope | None = None
 
@@ -219,7 +231,7 @@ class Session:
                     known_cost_s=self._costs.get(name),
                     tasks=self.tasks,
                     close_on_model_thread=self.thread.call,
-                    on_exhausted=lambda: self._exhausted(name, train),
+                    on_exhausted=lambda: self._exhausted(name, train, position.number),
                 )
                 self._feeds[id(feed)] = feed
                 warm.stream = OpenStream(name, train, feed, position, source is None)
@@ -244,13 +256,15 @@ class Session:
         stream = self._open.get(name)
         return (stream.feed.statistics() if stream else None) or self._statistics.get(name)
 
-    def _exhausted(self, name: str, train: bool) -> None:
-        """The producers of a stream have made its last batch: those of the next one may begin."""
+    def _exhausted(self, name: str, train: bool, number: int) -> None:
+        """The producers of a pass have made its last batch: those of the next one may begin."""
         following = None if self._closing else self._follows(name, train)
         if following is None or following in self._warm:
             return
         position = None
-        if following[1] and following[0] in self._open:  # the same training stream again: its next pass
+        if following == (name, True):  # the same training stream again, which need not be registered as open yet
+            position = Position(number=number + 1)
+        elif following[1] and following[0] in self._open:
             position = Position(number=self._open[following[0]].position.number + 1)
         self._warm[following] = self._begin_opening(*following, None, position)
 
@@ -301,55 +315,56 @@ class Session:
         """Whether there is somewhere to save a checkpoint."""
         return self._checkpoints is not None
 
-    async def save(self, step: int, record: Mapping[str, Any], requests: list[PendingCheckpoint]) -> None:
-        """Copy the state on the model thread, send a marker through the mailboxes, and write in the background.
+    async def capture(
+        self, step: int, record: Mapping[str, Any], place: Callable[[], Mapping[str, Any]], marker: Marker
+    ) -> Capture:
+        """Copy the model's state and the `place` in the epoch on the model thread; hooks' states come with the marker.
 
-        One checkpoint serves all `requests`. Waits only for the copy (and for the write before, if it is not done yet).
+        Raises what the model's `state_dict` raises, and CheckpointError if there is nowhere to save.
         """
         if self._checkpoints is None:
-            error = CheckpointError("a checkpoint was asked for, but this engine has no output_dir, or only evaluates")
-            for request in requests:
-                request.resolve(None, error)
-            raise error
-        await self.written()
-        try:
-            model = await self.thread.call(lambda: copy_state(self._model.state_dict()))
-        except Exception as error:
-            for request in requests:
-                request.resolve(None, error)
-            raise
-        self._saving = anyio.Event()
+            raise CheckpointError("a checkpoint was asked for, but this engine has no output_dir, or only evaluates")
+        model, epoch = await self.thread.call(lambda: (copy_state(self._model.state_dict()), copy_state(place())))
         self.saved_step = step
-        self.tasks.start_soon(self._write, step, model, dict(record), self.bus.mark(), requests)
+        return Capture(step, model, epoch, record, marker)
+
+    def commit(self, capture: Capture, requests: list[PendingCheckpoint]) -> None:
+        """Write what was captured in the background; one checkpoint serves all `requests`."""
+        self._saving = anyio.Event()
+        self.tasks.start_soon(self._write, capture, requests)
 
     async def written(self) -> None:
         """Wait until the checkpoint in flight is complete (or has failed)."""
         if self._saving is not None:
             await self._saving.wait()
 
-    async def _write(
-        self, step: int, model: Any, record: Mapping[str, Any], marker: Marker, requests: list[PendingCheckpoint]
-    ) -> None:
+    async def _write(self, capture: Capture, requests: list[PendingCheckpoint]) -> None:
         assert self._checkpoints is not None
         assert self._saving is not None
-        checkpoints, saving = self._checkpoints, self._saving
+        checkpoints, saving, step, marker = self._checkpoints, self._saving, capture.step, capture.marker
         with anyio.CancelScope(shield=True):
             try:
                 hooks = copy_state(await marker.complete())
+                parts = {"model": capture.model, "hooks": hooks, "epoch": {**capture.epoch, "logged": marker.logged}}
                 claims: list[Claim] = [request.claim for request in requests]
                 if self._rules.on_nonfinite == "error":
-                    await self._writer.call(refuse_nonfinite, step, model)
-                path = await self._writer.call(checkpoints.write, step, model, hooks, record, claims)
+                    await self._writer.call(refuse_nonfinite, step, capture.model)
+                path = await self._writer.call(checkpoints.write, step, parts, capture.record, claims)
             except Exception as error:
-                for request in requests:
-                    request.resolve(None, error)
+                refuse(requests, error)
                 self._on_failure(error)
             else:
                 for request in requests:
                     request.resolve(path)
-                self._saved(step, record, path)
+                self._saved(step, capture.record, path)
             finally:
                 saving.set()
 
     def _saved(self, step: int, record: Mapping[str, Any], path: Path) -> None:
         self.bus.publish(CheckpointSaved(self._run_info, self.control, record["epoch"], step, path))
+
+
+def refuse(requests: Iterable[PendingCheckpoint], error: Exception) -> None:
+    """Tell those who wait for a checkpoint why there is none."""
+    for request in requests:
+        request.resolve(None, error)

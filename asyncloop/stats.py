@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any, Protocol
 
@@ -80,6 +80,18 @@ class WeightedMeans:
         else:
             self.sums[name] = value * weight
             self.weights[name] = weight
+
+    def merge(self, other: WeightedMeans) -> None:
+        for name, total in other.sums.items():
+            self.sums[name] = self.sums.get(name, 0.0) + total
+            self.weights[name] = self.weights.get(name, 0.0) + other.weights[name]
+
+    def state_dict(self) -> dict[str, dict[str, float]]:
+        """The sums so far as floats (a device is waited for); a mean that goes on from them is the same bit by bit."""
+        return {"sums": {name: float(total) for name, total in self.sums.items()}, "weights": dict(self.weights)}
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, float]]) -> None:
+        self.sums, self.weights = dict(state["sums"]), dict(state["weights"])
 
     def result(self) -> dict[str, float]:
         return {name: float(total) / self.weights[name] for name, total in self.sums.items() if self.weights[name]}

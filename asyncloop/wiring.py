@@ -18,17 +18,18 @@ from asyncloop.recorder import Recorder
 from asyncloop.rundir import RunDir
 from asyncloop.threads import OwnThread
 
-__all__ = ["always_for", "make_directory", "parts_of", "wire"]
+__all__ = ["always_for", "make_directory", "parts_of", "planned", "wire", "with_display"]
 
 
-async def parts_of(
-    stack: AsyncExitStack, load: Callable[[], Config], output_dir: str | Path | None, *, own_rng: bool = False
-) -> Parts:
-    """Load the config (and the user's modules) off the loop, choose the directory, build. `own_rng`: seed before."""
-    async with OwnThread("asyncloop config") as thread:
-        config = await thread.call(load)
-        exact = None if output_dir is None else Path(output_dir)
-        rundir = await thread.call(lambda: RunDir.plan(Path(config.run.root), config.run.name, exact))
+def planned(load: Callable[[], Config], output_dir: str | Path | None) -> tuple[Config, RunDir]:
+    """The config, and a new directory for its run. Blocks, and imports the user's modules."""
+    config = load()
+    exact = None if output_dir is None else Path(output_dir)
+    return config, RunDir.plan(Path(config.run.root), config.run.name, exact)
+
+
+async def parts_of(stack: AsyncExitStack, config: Config, rundir: RunDir, *, own_rng: bool = False) -> Parts:
+    """Build what the config names. `own_rng`: seed the global generators before."""
     if own_rng or config.engine.own_rng:
         rng.seed_globals(config.run.seed)
     return await stack.enter_async_context(build(config, rundir))

@@ -12,7 +12,7 @@ import copy
 import logging
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 from weakref import WeakSet
 
@@ -73,6 +73,16 @@ class EventBus:
         self._hooks.append((hook, name))
         if self._open is not None:
             self._start(*self._hooks[-1], self._open)
+
+    def load_states(self, states: Mapping[str, Any]) -> None:
+        """Give each hook its state of a checkpoint, before anything is delivered; those without one begin anew."""
+        for hook, name in self._hooks:
+            if name in states:
+                try:
+                    hook.load_state_dict(states[name])
+                except Exception as error:
+                    error.add_note(f"hook {name}: loading its state")
+                    raise
 
     def unsubscribe(self, hook: Any) -> None:
         """Take a hook (or what `subscribe` returned) off the bus; what waits in its mailbox is dropped."""
@@ -195,9 +205,10 @@ class EventBus:
         if self._open is not None:
             self._open.pump.put(event)
 
-    def mark(self) -> Marker:
-        """Send a marker behind everything finished so far; hooks leave their state as of now in it."""
-        marker = Marker(self._subscriptions)
+    def mark(self, logged: Callable[[str], Any] | None) -> Marker:
+        """Send a marker behind everything finished so far; hooks leave their state as of now in it, and what they have
+        `logged` (asked by name, on whatever thread the hook is)."""
+        marker = Marker(self._subscriptions, logged)
         self.pump.put(marker)
         return marker
 

@@ -30,14 +30,18 @@ _TURN_S = 2e-3
 
 OnFailure = Callable[[BaseException], None]
 OnStop = Callable[[str], None]
-OnLog = Callable[[Event, str, Any], None]
+OnLog = Callable[[str, Event, str, Any], None]
+"""Hook's name, event at hand, name and value of what `asyncloop.log` was given."""
 
 
 class Marker:
     """Travels through every mailbox behind the events of one step; each hook leaves its state as of that step."""
 
-    def __init__(self, subscriptions: Sequence[Subscription]) -> None:
+    def __init__(self, subscriptions: Sequence[Subscription], logged: Callable[[str], Any] | None) -> None:
         self.states: dict[str, Any] = {}
+        self.logged: dict[str, Any] = {}
+        """What each hook had added to the epoch's metrics by then."""
+        self._logged_by = logged
         self._left = {own.name for own in subscriptions}
         self._all = anyio.Event()
         if not subscriptions:
@@ -46,6 +50,8 @@ class Marker:
     def reached(self, name: str, state: Any) -> None:
         if state is not None:
             self.states[name] = state
+        if self._logged_by is not None and (logged := self._logged_by(name)):
+            self.logged[name] = logged
         self._left.discard(name)
         if not self._left:
             self._all.set()
@@ -317,7 +323,7 @@ class Subscription:
         self._handful.took(n, time.perf_counter() - began)
 
     async def _one_of_many(self, event: AfterBatch) -> None:
-        metric_sink.set(lambda name, value: self._log(event, name, value))
+        metric_sink.set(lambda name, value: self._log(self.name, event, name, value))
         scope = self._time_limit()
         try:
             assert self._after_batch is not None
@@ -358,7 +364,7 @@ class Subscription:
         is_async = inspect.iscoroutinefunction(method)
         if self._stuck and not is_async:
             return
-        token = metric_sink.set(lambda name, value: self._log(event, name, value))
+        token = metric_sink.set(lambda name, value: self._log(self.name, event, name, value))
         scope = self._calling = self._time_limit()
         try:
             with scope:
@@ -451,7 +457,7 @@ class Subscription:
 
     def _sink(self, name: str, value: Any) -> None:
         if self._in_hand.event is not None:
-            self._log(self._in_hand.event, name, value)
+            self._log(self.name, self._in_hand.event, name, value)
 
     def _state(self) -> Any:
         state = getattr(self.hook, "state_dict", None)

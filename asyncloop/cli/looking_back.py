@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from asyncloop.archive import SavedRun, find_run, read_run, runs_below, size_of
+from asyncloop.archive import SavedRun, find_run, flattened, read_run, runs_below, size_of
 from asyncloop.cli.terminal import complain, print_json, print_table
 from asyncloop.cli.wording import ago, duration, metric_rows, size
 from asyncloop.errors import NothingToResumeError
@@ -156,20 +156,6 @@ def compare_runs(names: Sequence[str], *, as_json: bool) -> int:
         print("\nmetrics")
         print_table([("", path, *map(_number, values)) for path, values in metrics.items()])
     return 0
-
-
-def flattened(value: Any, above: str = "") -> dict[str, Any]:
-    """A config's values by dotted key; a list without tables is one value."""
-    if isinstance(value, Mapping):
-        parts: Iterator[tuple[Any, Any]] = iter(cast("Mapping[str, Any]", value).items())
-    elif isinstance(value, list) and any(isinstance(each, dict) for each in cast("list[Any]", value)):
-        parts = iter(enumerate(cast("list[Any]", value)))
-    else:
-        return {above: value}
-    found: dict[str, Any] = {}
-    for key, part in parts:
-        found |= flattened(part, f"{above}.{key}" if above else str(key))
-    return found
 
 
 def _differences(configs: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, list[Any]]]:

@@ -61,8 +61,9 @@ class Problem:
 
     def __str__(self) -> str:
         where = str(self.origin)
-        prefix = "" if not where or self.message.startswith(where) else f"{where}: "
-        return f"{prefix}{self.message}" + (f"; {self.hint}" if self.hint else "")
+        message = self.message.removeprefix(f"{where.removeprefix('--set ')}: ") if where else self.message
+        prefix = "" if not where or message.startswith(where) else f"{where}: "
+        return f"{prefix}{message}" + (f"; {self.hint}" if self.hint else "")
 
 
 class InvalidConfig(ConfigError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import groupby
 from typing import Any, cast
 
 import numpy as np
@@ -48,16 +47,15 @@ class ComputeStats(Hook):
         self._moments = {at: moments for at, moments in self._moments.items() if at[1]}
 
     def after_batches(self, events: Sequence[AfterBatch]) -> None:
-        for at, group in groupby(events, key=lambda event: (event.stream, event.train)):
-            batches = list(group)
-            for name, moments in self._of(at).items():
-                blocks = [_elements(event, name) for event in batches]
-                if all(block.ndim == 0 for block in blocks):
-                    weights = np.array([_n_examples(event) for event in batches], dtype=np.float64)
-                    moments.add(np.array(blocks, dtype=np.float64), weights)
+        """Batch by batch, however many have piled up: sums depend on where they are cut."""
+        for event in events:
+            for name, moments in self._of((event.stream, event.train)).items():
+                block = _elements(event, name)
+                if block.ndim == 0:
+                    moments.add_scalar(float(block), _n_examples(event))
                 else:
                     moments.scalar = False
-                    moments.add(np.concatenate([block.ravel() for block in blocks]))
+                    moments.add(block.ravel())
 
     def after_evaluation(self, event: AfterEvaluation) -> None:
         for stream in event.streams:

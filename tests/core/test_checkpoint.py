@@ -23,11 +23,13 @@ STATE: dict[str, Any] = {
     "rng": {"state": 2**127 + 5, "name": "PCG64", "none": None, "nan": float("nan"), "flag": True},
     "slots": {0: [1, 2.5, np.arange(3)], 1: []},
 }
+EMPTY: dict[str, Any] = {"model": {}, "hooks": {}}
 
 
 def test_a_state_comes_back_exactly(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.write(7, copy_state(STATE), {"hook": {"best": 0.5, "arrays": [np.ones(2)]}}, {"epoch": 1}, [Claim()])
+    parts = {"model": copy_state(STATE), "hooks": {"hook": {"best": 0.5, "arrays": [np.ones(2)]}}}
+    checkpoints.write(7, parts, {"epoch": 1}, [Claim()])
     saved = checkpoints.read()
     assert saved.step == 7
     np.testing.assert_equal(saved.model, copy_state(STATE))
@@ -38,7 +40,7 @@ def test_a_state_comes_back_exactly(tmp_path: Path) -> None:
 
 def test_the_same_state_gives_the_same_bytes(tmp_path: Path) -> None:
     for name in ("one", "two"):
-        Checkpoints(tmp_path / name).write(1, copy_state(STATE), {}, {}, [])
+        Checkpoints(tmp_path / name).write(1, {"model": copy_state(STATE), "hooks": {}}, {}, [])
     for file in (tmp_path / "one" / "step-00000001").iterdir():
         assert file.read_bytes() == (tmp_path / "two" / "step-00000001" / file.name).read_bytes()
 
@@ -63,12 +65,12 @@ def test_claims_decide_what_stays(tmp_path: Path) -> None:
             claims.append(Claim("best", keep=1, pointer="best"))
         if step == 3:
             claims.append(Claim("pinned"))
-        checkpoints.write(step, {}, {}, {}, claims)
+        checkpoints.write(step, EMPTY, {}, claims)
     assert checkpoints.names() == [f"step-{step:08d}" for step in (2, 3, 5, 6)]
     assert checkpoints.find("best").name == "step-00000002"
     assert checkpoints.find().name == checkpoints.find("6").name == "step-00000006"
     again = Checkpoints(tmp_path)
-    again.write(7, {}, {}, {}, [Claim("every", keep=2)])
+    again.write(7, EMPTY, {}, [Claim("every", keep=2)])
     assert again.names() == [f"step-{step:08d}" for step in (2, 3, 6, 7)]
 
 
@@ -76,7 +78,7 @@ def test_claims_decide_what_stays(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
 def test_damage_is_always_noticed(tmp_path: Path, file: str, damage: str) -> None:
     checkpoints = Checkpoints(tmp_path)
-    path = checkpoints.write(1, copy_state(STATE), {}, {}, []) / file
+    path = checkpoints.write(1, {"model": copy_state(STATE), "hooks": {}}, {}, []) / file
     content = bytearray(path.read_bytes())
     if damage == "gone":
         path.unlink()
@@ -89,7 +91,7 @@ def test_damage_is_always_noticed(tmp_path: Path, file: str, damage: str) -> Non
 
 def test_no_checkpoint_is_named_with_what_there_is(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.write(3, {}, {}, {}, [])
+    checkpoints.write(3, EMPTY, {}, [])
     with pytest.raises(CheckpointError, match=r"no checkpoint 'step-00000004' .*there are: step-00000003"):
         checkpoints.read("4")
 
@@ -100,7 +102,7 @@ def test_a_disk_that_fails_leaves_the_checkpoint_before_and_says_what_to_do(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, number: int
 ) -> None:
     checkpoints = Checkpoints(tmp_path)
-    checkpoints.write(1, {"w": np.ones(2)}, {}, {}, [Claim("e", keep=1)])
+    checkpoints.write(1, {"model": {"w": np.ones(2)}, "hooks": {}}, {}, [Claim("e", keep=1)])
 
     def fail(*args: Any, **kwargs: Any) -> Any:
         raise OSError(number, os.strerror(number))
@@ -111,10 +113,10 @@ def test_a_disk_that_fails_leaves_the_checkpoint_before_and_says_what_to_do(
         ]
         patch.setattr(target, fail)
         with pytest.raises(StorageError, match=rf"step-00000002: {os.strerror(number)}; ") as caught:
-            checkpoints.write(2, {"w": np.ones(2)}, {}, {}, [Claim("e", keep=1)])
+            checkpoints.write(2, {"model": {"w": np.ones(2)}, "hooks": {}}, {}, [Claim("e", keep=1)])
     assert caught.value.exit_code == 4
     assert checkpoints.read().step == 1
-    checkpoints.write(2, {"w": np.ones(2)}, {}, {}, [Claim("e", keep=1)])
+    checkpoints.write(2, {"model": {"w": np.ones(2)}, "hooks": {}}, {}, [Claim("e", keep=1)])
     assert checkpoints.names() == ["step-00000002"]
     assert not list(tmp_path.glob(".tmp-*"))
 
@@ -243,7 +245,7 @@ async def test_a_failed_producer_still_saves_and_a_failed_model_leaves_the_last_
 
 
 def test_the_manifest_is_plain_json_with_a_format_version(tmp_path: Path) -> None:
-    path = Checkpoints(tmp_path).write(1, copy_state(STATE), {}, {"epoch": 1}, [])
+    path = Checkpoints(tmp_path).write(1, {"model": copy_state(STATE), "hooks": {}}, {"epoch": 1}, [])
     manifest = json.loads((path / "manifest.json").read_text())
     assert manifest["format"] == 1
     assert set(manifest["files"]) == {"state.json", "model.safetensors"}

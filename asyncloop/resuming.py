@@ -1,0 +1,134 @@
+"""Resuming: a run directory, its newest whole checkpoint, and a config that leads to the same steps."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from asyncloop.archive import find_run, flattened
+from asyncloop.checkpoint import Checkpoints, Saved
+from asyncloop.config import Component, Config, dumps
+from asyncloop.errors import ConfigError, NothingToResumeError
+from asyncloop.evaluation import saved_config
+from asyncloop.rundir import RunDir
+
+__all__ = ["Resumption", "changes_between", "prepare", "reopened", "take_over"]
+
+logger = logging.getLogger("asyncloop")
+
+_MAY_CHANGE = frozenset(
+    {"epochs", "steps", "buffer", "deadlines", "extra_streams", "evaluate_every", "skip_zeroth_epoch"}
+    | {"on_empty_batch", "on_empty_stream", "on_unused_sources", "on_nonfinite"}
+)
+"""Keys of [engine] that decide how long and how fast a run goes, or what is looked at, but not what a step does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resumption:
+    """A run about to go on; owns the lock of its directory. `saved` is None if it had not come to a checkpoint."""
+
+    config: Config
+    rundir: RunDir
+    saved: Saved | None
+    changes: Mapping[str, Sequence[Any]]
+    """Dotted key → value before and now, of all that is different."""
+
+    def take_over(self) -> None:
+        """Cut the run's files to the checkpoint and put the config as it is now into the directory. Blocks."""
+        take_over(self.rundir, self.saved, {"resolved.toml": dumps(self.config.resolved)}, self.changes)
+
+
+def take_over(
+    rundir: RunDir,
+    saved: Saved | None,
+    files: Mapping[str, str] | None = None,
+    changes: Mapping[str, Any] | None = None,
+) -> None:
+    """Bring the directory back to the checkpoint, or to nothing. Blocks."""
+    if saved is None:
+        rundir.take_over(0, None, files or {}, checkpoint=None, changes=changes or {})
+    else:
+        sizes = saved.hooks.get("Recorder", {}).get("bytes", {})
+        rundir.take_over(saved.step, sizes, files or {}, checkpoint=saved.path.name, changes=changes or {})
+
+
+def reopened(run: str | Path, checkpoint: str | None = None, strict: bool = False) -> tuple[RunDir, Saved | None]:
+    """Lock the directory of a run and read its checkpoint; None if it had not come to one. Blocks."""
+    path = find_run(run)
+    rundir = RunDir.reopen(path)
+    try:
+        checkpoints = Checkpoints(path / "checkpoints")
+        checkpoints.clean()
+        saved = checkpoints.read_newest(strict=strict) if checkpoint is None else checkpoints.read(checkpoint)
+    except BaseException:
+        rundir.close()
+        raise
+    if saved is None:
+        logger.warning("%s has no checkpoint yet: it begins again", path)
+    return rundir, saved
+
+
+def prepare(
+    run: str | Path,
+    source: str | Path | Mapping[str, Any] | None = None,
+    *,
+    set: Mapping[str, Any] | Sequence[str] = (),
+    checkpoint: str | None = None,
+    force: bool = False,
+    strict: bool = False,
+) -> Resumption:
+    """Lock the run, read its config (or `source`) and its checkpoint, and see that the two belong together.
+
+    Blocks, and imports the user's modules. Raises NothingToResumeError, StorageError if another process writes the run,
+    CheckpointError, and ConfigError naming each change that would lead elsewhere (`force` lets it).
+    """
+    path = find_run(run)
+    if not (path / "resolved.toml").is_file():
+        raise NothingToResumeError(f"{path} has no resolved.toml: it was made by an Engine, or never began")
+    rundir, saved = reopened(path, checkpoint, strict)
+    try:
+        before = saved_config(path)
+        config = before if source is None and not set else saved_config(path, source, set=set)
+        changes = changes_between(before, config)
+        refused = [] if force else [key for key in changes if _matters(key, before, config)]
+        if refused:
+            raise ConfigError(
+                *(f"{key} was {_shown(changes[key][0])} and is now {_shown(changes[key][1])}" for key in refused),
+                "a resumed run would not go on as it began; take these back, start a new run from its weights "
+                "(--init-from), or let it (--force)",
+            )
+    except BaseException:
+        rundir.close()
+        raise
+    return Resumption(config, rundir, saved, changes)
+
+
+def changes_between(before: Config, now: Config) -> dict[str, list[Any]]:
+    """Dotted key → values before and now, where the resolved configs differ."""
+    old, new = flattened(before.resolved), flattened(now.resolved)
+    return {
+        key: [old.get(key), new.get(key)] for key in [*old, *(new.keys() - old.keys())] if old.get(key) != new.get(key)
+    }
+
+
+def _matters(key: str, before: Config, now: Config) -> bool:
+    """Whether a change of this key can lead to other steps."""
+    section, _, rest = key.partition(".")
+    if section == "engine":
+        return rest.partition(".")[0] not in _MAY_CHANGE
+    if section == "hooks":
+        changed = [hook for hook in (*before.hooks, *now.hooks) if hook not in before.hooks or hook not in now.hooks]
+        return any(map(_steers, changed))
+    return section in ("dataset", "model") or key == "run.seed"
+
+
+def _steers(hook: Component) -> bool:
+    """Whether a hook may change what is trained: it makes feeds, or says so itself."""
+    return hasattr(hook.cls, "before_batch") or bool(getattr(hook.cls, "steers", False))
+
+
+def _shown(value: Any) -> str:
+    return "not there" if value is None else repr(value)
