@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test lint format bench bench-quick clean
+.PHONY: demo test lint format bench bench-quick soak clean
 
 demo: $(VENV)/.demo ## install and train an MLP on handwritten digits
 	$(BIN)/asyncloop run examples/digits/cfg.toml
@@ -46,6 +46,9 @@ $(VENV)/.bench: $(VENV)/bin/python pyproject.toml
 	$(PIP) install --quiet torch==2.13.0
 	$(PIP) install --quiet -e . --group bench
 	touch $@
+
+soak: $(VENV)/.test ## kill a thousand runs at random instants and resume them (15 minutes)
+	$(BIN)/python tests/faults/kills.py --runs 1000
 
 clean:
 	rm -rf $(VENV) build dist

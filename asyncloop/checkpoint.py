@@ -157,10 +157,12 @@ class Checkpoints:
         """Read a checkpoint by directory name, pointer (`latest`, `best`) or step; every file's hash is checked."""
         path = self.find(name)
         try:
-            manifest = json.loads((path / "manifest.json").read_text())
+            written = (path / "manifest.json").read_bytes()
+            manifest = json.loads(written)
             if manifest.get("format") != FORMAT:
                 raise CheckpointError(f"{path} has format {manifest.get('format')!r}; this version reads {FORMAT}")
-            if manifest.pop("sha256") != _digest(_json(manifest)):
+            whole = written == _json(manifest)
+            if manifest.pop("sha256") != _digest(_json(manifest)) or not whole:
                 raise CheckpointError(f"{path / 'manifest.json'} is damaged: its SHA-256 is not the one it states")
             files = {file: self._verified(path / file, entry) for file, entry in manifest["files"].items()}
             state = json.loads(files["state.json"])

@@ -47,6 +47,7 @@ from asyncloop.events import (
 from asyncloop.model_thread import Halt, ModelThread, Policy, Rules, Stretch
 from asyncloop.progress import Progress
 from asyncloop.redact import redacted
+from asyncloop.rundir import LOG_MARK
 from asyncloop.session import Capture, OpenStream, Position, Session, refuse
 from asyncloop.stream import Interrupted, Node, check_streams
 
@@ -484,6 +485,7 @@ class Engine:
         logged = None if epoch is None else epoch.logged_by
         record = self._record(rng_states, failure)
         await self._live_session.written()  # what was saved before is told before the marker
+        logger.info(LOG_MARK, self.progress.step, extra={"log_only": True})
         return await self._live_session.capture(self.progress.step, record, place, marker or self.bus.mark(logged))
 
     def _hold(self, epoch: EpochRecord) -> None:

@@ -139,7 +139,7 @@ class Run:
         except Exception as error:
             self.error = error
             self._state = "failed"
-            logger.error("the run failed: %s: %s", type(error).__name__, error, extra={"told_at_the_end": True})
+            logger.error("the run failed: %s: %s", type(error).__name__, error, extra={"log_only": True})
         except BaseException:
             self._state = "stopped"
             self._result = Result(

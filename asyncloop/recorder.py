@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from asyncloop.checkpoint import storage_error
@@ -42,15 +41,19 @@ class Recorder(Hook):
     def __init__(self, rundir: RunDir) -> None:
         self._rundir = rundir
         self._evaluated: set[tuple[str, int]] = set()
+        self._lines = {"events.jsonl": 0, "metrics.jsonl": 0}
 
     def state_dict(self) -> dict[str, Any]:
         """How far its files had come; `RunDir.take_over` cuts them to that."""
-        return {"bytes": self._rundir.sizes(), "evaluated": [list(each) for each in sorted(self._evaluated)]}
+        return {"lines": dict(self._lines), "evaluated": [list(each) for each in sorted(self._evaluated)]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._evaluated = {(stream, step) for stream, step in state["evaluated"]}
 
     def before_training(self, event: BeforeTraining) -> None:
+        for name in self._lines:
+            path = self._rundir.path / name
+            self._lines[name] = path.read_bytes().count(b"\n") if path.exists() else 0
         self._write(event, {"resumed": True} if event.step else {})
 
     def before_epoch(self, event: BeforeEpoch) -> None:
@@ -101,16 +104,17 @@ class Recorder(Hook):
 
     def _write(self, event: Event, fields: Mapping[str, Any]) -> None:
         entry = {"event": event.method, "time": now(), "epoch": event.epoch, "step": event.step, **fields}
-        _append(self._rundir.path / "events.jsonl", entry)
+        self._append("events.jsonl", entry)
 
     def _metrics(self, event: Event, stream: str, values: Mapping[str, Any]) -> None:
         entry = {"step": event.step, "epoch": event.epoch, "stream": stream, "time": now(), **values}
-        _append(self._rundir.path / "metrics.jsonl", entry)
+        self._append("metrics.jsonl", entry)
 
-
-def _append(path: Path, entry: Mapping[str, Any]) -> None:
-    try:
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(jsonable(entry)) + "\n")
-    except OSError as error:
-        raise storage_error("write", path, error) from error
+    def _append(self, name: str, entry: Mapping[str, Any]) -> None:
+        path = self._rundir.path / name
+        try:
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(jsonable(entry)) + "\n")
+        except OSError as error:
+            raise storage_error("write", path, error) from error
+        self._lines[name] += 1

@@ -51,8 +51,8 @@ def take_over(
     if saved is None:
         rundir.take_over(0, None, files or {}, checkpoint=None, changes=changes or {})
     else:
-        sizes = saved.hooks.get("Recorder", {}).get("bytes", {})
-        rundir.take_over(saved.step, sizes, files or {}, checkpoint=saved.path.name, changes=changes or {})
+        lines = saved.hooks.get("Recorder", {}).get("lines", {})
+        rundir.take_over(saved.step, lines, files or {}, checkpoint=saved.path.name, changes=changes or {})
 
 
 def reopened(run: str | Path, checkpoint: str | None = None, strict: bool = False) -> tuple[RunDir, Saved | None]:

@@ -29,7 +29,7 @@ from asyncloop.errors import ConfigError, StorageError
 from asyncloop.redact import RedactingFormatter, redacted
 from asyncloop.snapshot import copy_code, git_state
 
-__all__ = ["RunDir", "current_run", "jsonable", "now"]
+__all__ = ["LOG_MARK", "RunDir", "current_run", "jsonable", "now"]
 
 logger = logging.getLogger("asyncloop")
 
@@ -37,7 +37,9 @@ current_run: ContextVar[str | None] = ContextVar("current_run", default=None)
 """The id of the run whose code is executing, on whatever thread; log.txt takes only its own run's records."""
 
 
-_GROWING = ("events.jsonl", "metrics.jsonl", "log.txt")
+LOG_MARK = "checkpoint of step %d"
+"""A line of log.txt, by which a resume finds how much of it belongs to a checkpoint."""
+
 _NEVER_CUT = {"config.toml", "resolved.toml", "run.json", "lock", "code", "log.txt", "log.discarded.txt", "eval"}
 
 
@@ -124,19 +126,20 @@ class RunDir:
             raise storage_error("open the run directory", path, error) from error
         return rundir
 
-    def take_over(self, step: int, sizes: Mapping[str, int] | None, files: Mapping[str, str], **entries: Any) -> None:
-        """Bring a reopened directory back to a checkpoint: its files to the sizes of then, None for an empty run.
+    def take_over(self, step: int, lines: Mapping[str, int] | None, files: Mapping[str, str], **entries: Any) -> None:
+        """Bring a reopened directory back to a checkpoint: its files to the `lines` of then, None for an empty run.
 
         `files` are written anew; `entries` join the record of this resume in run.json. Raises StorageError.
         """
         try:
             for leftover in self.path.glob(".tmp-*"):
                 leftover.unlink(missing_ok=True)
-            if sizes is None:
+            if lines is None:
                 self._empty()
             else:
-                for name, size in sizes.items():
-                    self._cut(name, size, step)
+                for name, n_lines in lines.items():
+                    self._cut(name, n_lines, step)
+                self._cut_log(LOG_MARK % step)
             for name, text in files.items():
                 write_atomically(self.path / name, text.encode())
         except OSError as error:
@@ -150,33 +153,29 @@ class RunDir:
         """Nothing was saved, so the run begins again: whatever the lost attempt has written goes."""
         for entry in self.path.iterdir():
             if entry.name == "log.txt":
-                self._cut("log.txt", 0, 0)
+                self._cut_log(None)
             elif entry.name not in _NEVER_CUT:
                 shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
 
-    def _cut(self, name: str, size: int, step: int) -> None:
-        """Forget what a file holds behind its first `size` bytes; the log's rest is put aside, for it tells what failed."""
+    def _cut(self, name: str, n_lines: int, step: int) -> None:
+        """Forget what a file holds behind its first `n_lines` lines, but for events of the checkpoint itself."""
         path = self.path / name
-        if not path.exists():
-            if size:
-                logger.warning("%s is gone; it goes on without what was in it", path)
-            return
-        if path.stat().st_size < size:
-            logger.warning("%s is shorter than at the checkpoint: something of it was lost", path)
-            return
-        with open(path, "r+b") as file:
-            file.seek(size)
-            rest = file.read()
-            file.seek(size)
-            file.truncate()
-            file.write(b"".join(_of_checkpoint(rest, step)) if name == "events.jsonl" else b"")
-        if name == "log.txt" and rest:
-            with open(self.path / "log.discarded.txt", "ab") as discarded:
-                discarded.write(rest)
+        there = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        if len(there) < n_lines:
+            logger.warning("%s has %d lines and had %d at the checkpoint", path, len(there), n_lines)
+        elif there[n_lines:]:
+            write_atomically(path, b"".join([*there[:n_lines], *_of_checkpoint(there[n_lines:], step)]))
 
-    def sizes(self) -> dict[str, int]:
-        """The files of the run's own that grow, and their bytes, for a checkpoint."""
-        return {name: path.stat().st_size if (path := self.path / name).exists() else 0 for name in _GROWING}
+    def _cut_log(self, mark: str | None) -> None:
+        """Put aside what the log holds behind the last line with the mark: it tells what failed. None: all of it."""
+        path = self.path / "log.txt"
+        lines = path.read_text(errors="replace").splitlines(keepends=True) if path.exists() else []
+        marked = (n for n in range(len(lines), 0, -1) if mark is not None and lines[n - 1].rstrip().endswith(mark))
+        keep = 0 if mark is None else next(marked, len(lines))
+        if lines[keep:]:
+            with open(self.path / "log.discarded.txt", "a", encoding="utf-8") as discarded:
+                discarded.write("".join(lines[keep:]))
+            write_atomically(path, "".join(lines[:keep]).encode())
 
     def update(self, **changes: Any) -> None:
         """Change entries of run.json; readers see the old or the new file, never half of one."""
@@ -277,9 +276,9 @@ def jsonable(value: Any) -> Any:
     return str(value)
 
 
-def _of_checkpoint(lines: bytes, step: int) -> Iterator[bytes]:
+def _of_checkpoint(lines: Iterable[bytes], step: int) -> Iterator[bytes]:
     """Events that were written behind a checkpoint's mark but belong to it: that it was saved."""
-    for line in lines.splitlines(keepends=True):
+    for line in lines:
         try:
             event = json.loads(line)
         except ValueError:  # half a line

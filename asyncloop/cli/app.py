@@ -65,6 +65,10 @@ Progress = Annotated[
     Literal["auto", "rich", "plain", "json", "none"],
     typer.Option(help="How to show progress on standard error; auto: by what standard error is."),
 ]
+MaxTime = Annotated[
+    str | None,
+    typer.Option(metavar="TIME", help='Stop after "90 s", "30 min", "2 h" or "1:30:00", saved; exit code 75.'),
+]
 OutputDir = Annotated[
     str | None, typer.Option(metavar="DIR", help="Write to exactly this directory; it must be absent or empty.")
 ]
@@ -97,10 +101,7 @@ def run(
         str | None,
         typer.Option(metavar="RUN[:CHECKPOINT]", help="Begin with the weights of another run; counters at zero."),
     ] = None,
-    max_time: Annotated[
-        str | None,
-        typer.Option(metavar="TIME", help='Stop after "90 s", "30 min", "2 h" or "1:30:00", saved; exit code 75.'),
-    ] = None,
+    max_time: MaxTime = None,
     debug: Annotated[
         bool,
         typer.Option("--debug", help="A few batches of each stream, a check that nobody changes one, a debugger."),
@@ -120,6 +121,37 @@ def run(
 
     options: dict[str, Any] = {"progress": progress, "output_dir": output_dir, "max_time": max_time}
     raise typer.Exit(run_config(config, set or [], as_json=as_json, debug=debug, rm=rm, init_from=init_from, **options))
+
+
+@app.command()
+def resume(
+    run: RunName,
+    checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            "--from", metavar="CHECKPOINT", help="Go on from this one: best, or a step; else from the newest."
+        ),
+    ] = None,
+    set: Overrides = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Go on even if a change leads to other steps; it is recorded.")
+    ] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse a damaged checkpoint instead of taking the one before.")
+    ] = False,
+    max_time: MaxTime = None,
+    progress: Progress = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Go on exactly where a run stopped, in its own directory. A finished run: nothing to do, unless it gets more epochs.
+
+    Workers, buffer, hooks that only observe, and more epochs or steps may be different; what would lead to other steps
+    is refused by name. Exit codes as for `run`; 5: there is nothing to resume.
+    """
+    from asyncloop.cli.running import resume_run
+
+    options: dict[str, Any] = {"checkpoint": checkpoint, "force": force, "strict": strict, "max_time": max_time}
+    raise typer.Exit(resume_run(run, set or [], as_json=as_json, progress=progress, **options))
 
 
 @app.command("eval")

@@ -25,7 +25,7 @@ class _CurrentStderr(io.TextIOBase):
 def configure_logging() -> None:
     """Root and asyncloop loggers from INFO on: with colours on a terminal, as plain lines otherwise."""
     handler = _handler(cast(TextIO, _CurrentStderr()), sys.stderr.isatty())
-    handler.addFilter(lambda record: not hasattr(record, "told_at_the_end"))  # the command's last words say it in full
+    handler.addFilter(lambda record: not hasattr(record, "log_only"))  # for log.txt: the command's own words say it
     logging.basicConfig(level=logging.INFO, handlers=[handler])
 
 

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -15,6 +15,7 @@ from typing import Any
 
 import anyio
 
+from asyncloop.archive import SavedRun, find_run, read_run
 from asyncloop.blame import alone
 from asyncloop.cli.logs import configure_logging
 from asyncloop.cli.signals import Work, say, watch
@@ -28,7 +29,7 @@ from asyncloop.rundir import now
 from asyncloop.runs import open_run, uvloop_is_there
 from asyncloop.threads import LoopHandle
 
-__all__ = ["Opening", "evaluate_run", "run_config"]
+__all__ = ["Opening", "evaluate_run", "resume_run", "run_config"]
 
 Opening = Callable[[], AbstractAsyncContextManager[Run]]
 
@@ -52,6 +53,28 @@ def run_config(
     """Train to the end; the exit code. `options` are `open_run`'s. What goes wrong is told on standard error."""
     opening = partial(open_run, config, set=overrides, own_rng=True, debug=debug, **options)
     return _conduct(opening, as_json=as_json, debug=debug, rm=rm)
+
+
+def resume_run(
+    run: str, overrides: Sequence[str], *, as_json: bool, checkpoint: str | None = None, **options: Any
+) -> int:
+    """Go on with a run; the exit code, 0 if there is nothing left to do. `options` are `open_run`'s."""
+    saved = read_run(find_run(run))
+    if saved.state == "completed" and checkpoint is None and not overrides:
+        return _nothing_to_do(saved, as_json=as_json)
+    opening = partial(open_run, resume=saved.path, set=overrides, own_rng=True, checkpoint=checkpoint, **options)
+    return _conduct(opening, as_json=as_json)
+
+
+def _nothing_to_do(saved: SavedRun, *, as_json: bool) -> int:
+    reason = str(saved.record.get("reason"))
+    if as_json:
+        counters = {"epochs": saved.epochs, "steps": saved.steps, "metrics": saved.metrics}
+        _print_object(saved.id, str(saved.path.absolute()), saved.state, reason, 0, counters)
+    else:
+        complain("nothing to do: this run is finished; --set engine.epochs=… gives it more")
+        _print_words(f"{saved.state}: {reason}", str(saved.path.absolute()), saved.metrics)
+    return 0
 
 
 def evaluate_run(streams: Sequence[str], run: str, overrides: Sequence[str], *, as_json: bool, **options: Any) -> int:
@@ -154,12 +177,23 @@ def _print_outcome(live: Run, outcome: _Outcome, as_json: bool, *, removed: bool
     run_dir = None if removed else found["dir"]
     if as_json:
         counters = {name: found[name] for name in ("epochs", "steps", "metrics")}
-        head = {"id": live.id, "dir": run_dir, "state": live.state, "reason": outcome.reason}
-        print_json({**head, "exit_code": outcome.exit_code, **counters})
-        return
-    print(f"{live.state}: {outcome.reason}")
-    print(run_dir if run_dir is not None else f"removed {found['dir']}")
-    for row in metric_rows(found["metrics"]):
+        _print_object(live.id, run_dir, live.state, outcome.reason, outcome.exit_code, counters)
+    else:
+        where = run_dir if run_dir is not None else f"removed {found['dir']}"
+        _print_words(f"{live.state}: {outcome.reason}", where, found["metrics"])
+
+
+def _print_object(
+    run_id: str, run_dir: str | None, state: str, reason: str, exit_code: int, counters: Mapping[str, Any]
+) -> None:
+    head = {"id": run_id, "dir": run_dir, "state": state, "reason": reason}
+    print_json({**head, "exit_code": exit_code, **counters})
+
+
+def _print_words(end: str, where: str, metrics: dict[str, dict[str, Any]]) -> None:
+    print(end)
+    print(where)
+    for row in metric_rows(metrics):
         print(*row)
 
 

@@ -16,6 +16,7 @@ import os
 import random
 import time
 
+import anyio
 import numpy as np
 
 import asyncloop
@@ -25,11 +26,11 @@ from asyncloop import Hook, Stream
 class Data:
     """61 examples with an id each; shuffled, augmented with a generator of their own, by tasks, threads or inline."""
 
-    def __init__(self, worker: str = "async", batch_size: int = 8, n: int = 61, endless: bool = False):
+    def __init__(self, worker: str = "async", batch_size: int = 8, n: int = 61, pause_s: float = 0.0):
         rng = np.random.default_rng(3)
         self.x = rng.normal(size=(n, 4)).astype(np.float32)
         self.label = (self.x.sum(axis=1) > 0).astype(np.int64)
-        self.worker, self.batch_size, self.n = worker, batch_size, n
+        self.worker, self.batch_size, self.n, self.pause_s = worker, batch_size, n, pause_s
 
     def train_stream(self):
         if self.worker == "generator":
@@ -47,6 +48,7 @@ class Data:
             yield self.plain(np.arange(begin, min(begin + self.batch_size, self.n)))
 
     async def fetched(self, indices, rng):
+        await anyio.sleep(self.pause_s)
         return self.augmented(indices, rng)
 
     def augmented(self, indices, rng):
@@ -229,6 +231,7 @@ def outcome(run: Path) -> dict[str, Any]:
         "record": {name: record[name] for name in ("state", "exit_code", "epochs", "steps", "metrics")},
         "metrics": [{key: value for key, value in line.items() if key != "time"} for line in lines],
         "events": [(each["event"], each["epoch"], each["step"]) for each in events if each["event"] in _COUNTED],
+        "saved": {each["step"] for each in events if each["event"] == "checkpoint_saved" and each["step"] % 4 == 0},
         "best": (run / "checkpoints" / "best").read_text(),
         **files,
     }

@@ -1,0 +1,14 @@
+"""Killed at random instants, a run loses nothing: resumed, it ends bit by bit as one that nobody killed."""
+
+from __future__ import annotations
+
+import pytest
+from kills import kill
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_thirty_runs_with_up_to_three_kills_end_as_one_that_was_not_killed() -> None:
+    tally = kill(30, seed=7)
+    assert tally.broken == 0, "\n".join([str(tally), *tally.details])
+    assert sum(tally.kills.values()) >= 20, f"hardly anything was killed: {tally}"

@@ -1,0 +1,315 @@
+"""Resume: what it goes on from, what it refuses and by which name, and what happens when something is damaged."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engine_parts import Arrays, Counting
+from stopping_project import make_project, outcome
+
+import asyncloop
+from asyncloop import AfterBatch, CheckpointError, ConfigError, Engine, NothingToResumeError, StorageError
+from asyncloop.checkpoint import Checkpoints
+from asyncloop.rundir import RunDir
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    make_project(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "exact_parts", raising=False)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for name in ("STOP_AT", "STOP_IN_EVALUATION_AT"):
+        monkeypatch.delenv(name, raising=False)
+    return tmp_path
+
+
+async def run_to_end(**options: Any) -> Path:
+    async with asyncloop.open_run(**options) as live:
+        await live
+    assert live.dir is not None
+    return live.dir
+
+
+@pytest.fixture
+async def stopped(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run stopped after step 10 of 24, with checkpoints of the steps 4, 8 and 10."""
+    monkeypatch.setenv("STOP_AT", "10")
+    run = await run_to_end(source="cfg.toml")
+    monkeypatch.delenv("STOP_AT")
+    return run
+
+
+# --- what it goes on from -----------------------------------------------------------------------------------------
+
+
+async def test_a_finished_run_with_more_epochs_goes_on_as_if_it_had_had_them(project: Path) -> None:
+    run = await run_to_end(source="cfg.toml")
+    await run_to_end(resume=run, set={"engine.epochs": 5})
+    long = outcome(await run_to_end(source="cfg.toml", set={"engine.epochs": 5}))
+    found = outcome(run)
+    for part in ("step", "model", "positions", "metrics", "training.csv", "batches.jsonl", "rng"):
+        assert found[part] == long[part], part
+
+
+async def test_a_finished_run_is_finished(project: Path) -> None:
+    run = await run_to_end(source="cfg.toml")
+    before = outcome(run)
+    async with asyncloop.open_run(resume=run) as live:
+        result = await live
+    assert (result.steps, result.reason) == (24, "3 epochs done")
+    assert outcome(run) == before
+
+
+async def test_an_older_checkpoint_leads_to_the_same_end(stopped: Path, project: Path) -> None:
+    whole = outcome(await run_to_end(source="cfg.toml"))
+    await run_to_end(resume=stopped, checkpoint="8")
+    assert outcome(stopped) == whole
+
+
+async def test_a_run_without_a_checkpoint_begins_again(project: Path) -> None:
+    whole = outcome(await run_to_end(source="cfg.toml"))
+    code = "import os, signal, asyncloop\nasyncloop.run('cfg.toml', output_dir='run')"
+    (project / "exact_parts.py").write_text(
+        (project / "exact_parts.py").read_text() + "\nclass Dies:\n    async def before_epoch(self, event):\n"
+        "        if os.environ.get('DIE'):\n            os.kill(os.getpid(), 9)\n"
+    )
+    (project / "cfg.toml").write_text((project / "cfg.toml").read_text() + '[[hooks]]\nclass = "exact_parts:Dies"\n')
+    subprocess.run([sys.executable, "-c", code], env={**os.environ, "DIE": "1"}, cwd=project, check=False)
+    assert not Checkpoints(project / "run" / "checkpoints").names()
+    sys.modules.pop("exact_parts", None)
+    await run_to_end(resume=project / "run")
+    found = outcome(project / "run")
+    assert {part for part in whole if found[part] != whole[part]} == set()
+
+
+async def test_a_run_of_an_engine_goes_on_with_another_engine(tmp_path: Path) -> None:
+    def engine(model: Any, epochs: int) -> Engine:
+        return Engine(model, Arrays(4), epochs=epochs)
+
+    whole = Counting()
+    await Engine(whole, Arrays(4), epochs=3).train()
+    async with asyncloop.open_run(engine=engine(Counting(), 1), output_dir=tmp_path / "run") as live:
+        await live
+    model, seen = Counting(), list[int]()
+    again = engine(model, 3)
+    again.bus.subscribe(AfterBatch, lambda event: seen.append(event.step) if event.train else None)
+    async with asyncloop.open_run(engine=again, resume=tmp_path / "run") as live:
+        result = await live
+    assert (result.steps, live.dir) == (12, tmp_path / "run")
+    assert seen == list(range(5, 13))
+    assert str(model.state_dict()) == str(whole.state_dict())
+
+
+async def test_the_log_of_a_lost_attempt_is_put_aside_and_the_files_are_cut(stopped: Path) -> None:
+    with open(stopped / "log.txt", "a") as log:
+        log.write("the power went\n")
+    with open(stopped / "metrics.jsonl", "a") as metrics:
+        metrics.write('{"step": 11, "str')
+    await run_to_end(resume=stopped)
+    assert "the power went" not in (stopped / "log.txt").read_text()
+    assert "the power went" in (stopped / "log.discarded.txt").read_text()
+    assert all(json.loads(line) for line in (stopped / "metrics.jsonl").read_text().splitlines())
+    record = json.loads((stopped / "run.json").read_text())
+    assert [(each["step"], each["checkpoint"], each["changes"]) for each in record["resumes"]] == [
+        (10, "step-00000010", {})
+    ]
+
+
+# --- what it refuses ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model.lr", 0.5),
+        ("dataset.batch_size", 4),
+        ("run.seed", 6),
+        ("engine.epoch_size", 3),
+        ("engine.batch_size", 8),
+        ("engine.own_rng", False),
+    ],
+)
+async def test_a_change_that_leads_elsewhere_is_refused_by_name_and_nothing_is_touched(
+    stopped: Path, key: str, value: Any
+) -> None:
+    before = {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()}
+    with pytest.raises(ConfigError, match=f"{key} was .* and is now {value}"):
+        await run_to_end(resume=stopped, set={key: value})
+    assert {path: path.read_bytes() for path in stopped.rglob("*") if path.is_file()} == before
+    await run_to_end(resume=stopped)
+
+
+async def test_a_forced_change_is_made_and_recorded(stopped: Path) -> None:
+    await run_to_end(resume=stopped, set={"model.lr": 0.5}, force=True)
+    record = json.loads((stopped / "run.json").read_text())
+    assert record["resumes"][0]["changes"] == {"model.lr": [1e-3, 0.5]}
+    assert "lr = 0.5" in (stopped / "resolved.toml").read_text()
+
+
+async def test_what_does_not_change_the_steps_may_be_different(stopped: Path, project: Path) -> None:
+    whole = outcome(await run_to_end(source="cfg.toml"))
+    changes = {
+        "engine.buffer": 1,
+        "run.tags": ["again"],
+        "hooks.3.variables": ["loss"],
+        "engine.deadlines": {"step": 60.0},
+    }
+    await run_to_end(resume=stopped, set=changes)
+    found = outcome(stopped)
+    for part in ("model", "metrics", "positions", "rng", "training.csv"):
+        assert found[part] == whole[part], part
+
+
+async def test_a_run_that_is_not_there_is_named(project: Path) -> None:
+    with pytest.raises(NothingToResumeError, match="no run matches 'nowhere'"):
+        await run_to_end(resume="nowhere")
+
+
+async def test_one_run_has_one_writer_and_a_killed_one_does_not_block(stopped: Path) -> None:
+    first = RunDir.reopen(stopped)
+    try:
+        with pytest.raises(StorageError, match="another process is writing the run"):
+            await run_to_end(resume=stopped)
+    finally:
+        first.close()
+    code = (
+        "import time\nfrom pathlib import Path\nfrom asyncloop.rundir import RunDir\n"
+        "run = RunDir.reopen(Path('.'))\nprint('held', flush=True)\ntime.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], cwd=stopped, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        with pytest.raises(StorageError, match="one run, one writer"):
+            await run_to_end(resume=stopped)
+        holder.kill()
+    await run_to_end(resume=stopped)
+
+
+# --- damage -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_leads_to_the_same_end(
+    stopped: Path, project: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = outcome(await run_to_end(source="cfg.toml"))
+    damaged = stopped / "checkpoints" / "step-00000010" / "model.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
+    with pytest.raises(CheckpointError, match=r"model.safetensors is damaged"):
+        await run_to_end(resume=stopped, strict=True)
+    await run_to_end(resume=stopped)
+    assert any("is damaged" in line and "going back" in line for line in caplog.messages)
+    assert outcome(stopped) == whole
+
+
+def test_every_flip_and_every_cut_of_every_file_is_noticed(tmp_path: Path) -> None:
+    import numpy as np
+
+    checkpoints = Checkpoints(tmp_path)
+    parts = {"model": {"w": np.arange(8.0)}, "hooks": {"h": {"a": np.ones(2)}}, "epoch": {"phase": "over"}}
+    path = checkpoints.write(1, parts, {"epoch": 1}, [])
+    n_noticed = 0
+    for file in sorted(path.iterdir()):
+        whole = file.read_bytes()
+        for at in range(0, len(whole), 7):
+            for spoilt in (whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :], whole[:at]):
+                file.write_bytes(spoilt)
+                with pytest.raises(CheckpointError):
+                    checkpoints.read("1")
+                n_noticed += 1
+        file.unlink()
+        with pytest.raises(CheckpointError):
+            checkpoints.read("1")
+        file.write_bytes(whole)
+    assert checkpoints.read("1").step == 1
+    assert n_noticed > 300
+
+
+def test_a_writer_killed_between_its_two_renames_loses_nothing(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.write(1, {"model": {}, "hooks": {}}, {}, [])
+    os.rename(tmp_path / "step-00000001", tmp_path / ".tmp-before-step-00000001")
+    (tmp_path / ".tmp-step-00000001").mkdir()
+    checkpoints.clean()
+    assert checkpoints.read().step == 1
+    assert not list(tmp_path.glob(".tmp-*"))
+
+
+# --- stops and failures -------------------------------------------------------------------------------------------
+
+
+async def test_what_a_failed_producer_leaves_is_saved_marked_and_resumed(tmp_path: Path) -> None:
+    class Fails(Arrays):
+        broken = True
+
+        def train_stream(self) -> Any:
+            for index, batch in enumerate(super().train_stream()):
+                if index == 3 and self.broken:
+                    raise OSError("the disk of the data is gone")
+                yield batch
+
+    with pytest.raises(OSError, match="the disk of the data"):
+        engine = Engine(Counting(), Fails(6), epochs=2, skip_zeroth_epoch=True)
+        async with asyncloop.open_run(engine=engine, output_dir=tmp_path / "run") as live:
+            await live
+    saved = Checkpoints(tmp_path / "run" / "checkpoints").read()
+    assert (saved.step, saved.engine["after_failure"]) == (3, "OSError: the disk of the data is gone")
+    repaired, model = Fails(6), Counting()
+    repaired.broken = False
+    async with asyncloop.open_run(engine=Engine(model, repaired, epochs=2), resume=tmp_path / "run") as live:
+        assert (await live).steps == 12
+    whole = Counting()
+    await Engine(whole, Arrays(6), epochs=2).train()
+    assert str(model.state_dict()) == str(whole.state_dict())
+
+
+async def test_a_parameter_that_was_set_is_set_again(tmp_path: Path) -> None:
+    class Forgetful(Counting):
+        """Its state does not hold the parameter; the checkpoint does."""
+
+        def state_dict(self) -> dict[str, Any]:
+            return {"total": self.total, "lr": 1.0}
+
+    engine = Engine(Forgetful(), Arrays(4), epochs=1)
+    engine.bus.subscribe(AfterBatch, lambda event: event.control.set("lr", 0.25))
+    async with asyncloop.open_run(engine=engine, output_dir=tmp_path / "run") as live:
+        await live
+    model = Forgetful()
+    async with asyncloop.open_run(engine=Engine(model, Arrays(4), epochs=2), resume=tmp_path / "run") as live:
+        await live
+    assert model.lr == 0.25
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_then_resume_on_the_command_line(project: Path, number: int, code: int) -> None:
+    def command(*words: str) -> list[str]:
+        return [sys.executable, "-m", "asyncloop", *words, "--progress", "none"]
+
+    slow = ["--set", "dataset.pause_s=0.05", "--output-dir"]
+    whole = subprocess.run(command("run", "cfg.toml", *slow, "whole"), cwd=project, capture_output=True, check=False)
+    assert whole.returncode == 0
+    popen = subprocess.Popen(command("run", "cfg.toml", *slow, "cut"), cwd=project, stderr=subprocess.DEVNULL)
+    newest = project / "cut" / "checkpoints" / "step-00000004" / "manifest.json"
+    while not newest.exists() and popen.poll() is None:
+        time.sleep(0.01)
+    popen.send_signal(number)
+    assert popen.wait(timeout=30) == code
+    assert json.loads((project / "cut" / "run.json").read_text())["state"] == "interrupted"
+    done = subprocess.run(command("resume", "cut", "--json"), cwd=project, capture_output=True, text=True, check=False)
+    found = json.loads(done.stdout)
+    assert (done.returncode, found["state"], found["exit_code"], found["steps"]) == (0, "completed", 0, 24)
+    assert outcome(project / "cut") == outcome(project / "whole")
+    done = subprocess.run(command("resume", "cut"), cwd=project, capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "nothing to do" in done.stderr
+    assert done.stdout.splitlines()[1] == str(project / "cut")
