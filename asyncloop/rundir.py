@@ -277,13 +277,13 @@ def jsonable(value: Any) -> Any:
 
 
 def _of_checkpoint(lines: Iterable[bytes], step: int) -> Iterator[bytes]:
-    """Events that were written behind a checkpoint's mark but belong to it: that it was saved."""
+    """Events that were written behind a checkpoint's mark and are not repeated: that it, or one before it, was saved."""
     for line in lines:
         try:
             event = json.loads(line)
         except ValueError:  # half a line
             continue
-        if event.get("event") == "checkpoint_saved" and event.get("step") == step:
+        if event.get("event") == "checkpoint_saved" and event["step"] <= step:
             yield line
 
 
