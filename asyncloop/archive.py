@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import fcntl
-import json
+import logging
 import os
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
-from asyncloop.checkpoint import Checkpoints
-from asyncloop.errors import NothingToResumeError
+from asyncloop.checkpoint import Checkpoints, storage_error
+from asyncloop.errors import NothingToResumeError, StorageError
+from asyncloop.run_json import json_object, read_record
 
 __all__ = ["SavedCheckpoint", "SavedRun", "find_run", "flattened", "is_run", "read_run", "runs_below", "size_of"]
 
+logger = logging.getLogger("asyncloop")
+
 _UNFINISHED = ("queued", "starting", "running", "paused", "stopping")
+_MUST_BE = "give an id, a unique prefix or `latest`; a run that is elsewhere is given by its path"
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +36,10 @@ class SavedCheckpoint:
 
 @dataclass(frozen=True, slots=True)
 class SavedRun:
-    """A run directory as it is now. `state` is that of its run.json, or `lost` if the process that wrote it is gone."""
+    """A run directory as it is now. `state` is that of its run.json, or `lost` if the process that wrote it is gone.
+
+    `record` has been looked through by `read_run`: what is in it has the type that it should have.
+    """
 
     path: Path
     record: Mapping[str, Any]
@@ -40,20 +47,20 @@ class SavedRun:
 
     @property
     def id(self) -> str:
-        return str(self.record.get("id", self.path.name.rpartition("-")[2]))
+        return self.record.get("id") or self.path.name.rpartition("-")[2]
 
     @property
     def name(self) -> str:
-        return str(self.record.get("name", self.path.name))
+        return self.record.get("name") or self.path.name
 
     @property
     def epochs(self) -> int:
         """Epochs done."""
-        return int(self.record.get("epochs") or 0)
+        return self.record.get("epochs") or 0
 
     @property
     def steps(self) -> int:
-        return int(self.record.get("steps") or 0)
+        return self.record.get("steps") or 0
 
     @property
     def is_over(self) -> bool:
@@ -76,9 +83,8 @@ class SavedRun:
         if started is None:
             return None
         if ended is None:
-            alive = (self.path / "run.json").stat().st_mtime
-            ended = datetime.fromtimestamp(alive, UTC) if self.is_over else datetime.now(UTC)
-        return max((ended - started).total_seconds(), 0.0)
+            ended = _changed(self.path / "run.json") if self.is_over else datetime.now(UTC)
+        return None if ended is None else max((ended - started).total_seconds(), 0.0)
 
     @property
     def metrics(self) -> dict[str, dict[str, Any]]:
@@ -89,8 +95,8 @@ class SavedRun:
     def config(self) -> dict[str, Any]:
         """The resolved config; empty for a run that was started from an Engine."""
         try:
-            return tomllib.loads((self.path / "resolved.toml").read_text())
-        except (OSError, ValueError):
+            return tomllib.loads((self.path / "resolved.toml").read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
             return {}
 
     @property
@@ -103,48 +109,71 @@ class SavedRun:
                 folder / name, int(name.removeprefix("step-")), pointers.get(name, ()), size_of(folder / name)
             )
             for name in Checkpoints(folder).names()
+            if name.removeprefix("step-").isdecimal()
         ]
 
 
 def find_run(run: str | Path, root: Path = Path("runs")) -> Path:
-    """The directory of a run given as a path, an id, a unique prefix of its id or name, or `latest`."""
-    path = Path(run)
-    if is_run(path):
-        return path
-    there = [entry for entry in root.glob("*") if is_run(entry)] if root.is_dir() else []
-    if str(run) == "latest" and there:
-        return max(there, key=lambda entry: str(_record(entry).get("times", {}).get("created", "")))
-    found = [
-        entry
-        for entry in there
-        if entry.name.startswith(str(run)) or entry.name.rpartition("-")[2].startswith(str(run))
-    ]
+    """The directory of a run given as a path, `latest`, or by its id, its directory's name or a unique prefix of one.
+
+    Raises NothingToResumeError, with what there is; StorageError if `root` cannot be read.
+    """
+    name = str(run)
+    if not name:
+        raise NothingToResumeError(f"an empty name is no run's; {_MUST_BE}")
+    if is_run(Path(run)):
+        return Path(run)
+    there = [entry for entry in _entries(root, links=True) if is_run(entry)]
+    if name == "latest" and there:
+        return max(there, key=lambda entry: _age(read_run(entry)))
+    found = _named(name, {entry: _own_names(entry) for entry in there})
+    found = found or _named(name, {entry: [read_run(entry).id] for entry in there if not entry.is_symlink()})
     if len(found) != 1:
         what = f"{len(found)} runs match" if found else "no run matches"
         listed = sorted(entry.name for entry in found or there)
         names = ", ".join(listed[-10:]) or "none"
         more = f" and {len(listed) - 10} more" if len(listed) > 10 else ""
-        raise NothingToResumeError(
-            f"{what} {str(run)!r} in {root} (there: {names}{more}); give an id, a unique prefix, a path or `latest`"
-        )
+        raise NothingToResumeError(f"{what} {name!r} in {root} (there: {names}{more}); {_MUST_BE}")
     return found[0]
 
 
+def _own_names(path: Path) -> list[str]:
+    return [path.name, path.name.rpartition("-")[2]]
+
+
+def _named(name: str, names: Mapping[Path, Iterable[str]]) -> list[Path]:
+    """Those with exactly this name, or else those with a name that begins like it."""
+    exact = [path for path, own in names.items() if name in own]
+    return exact or [path for path, own in names.items() if any(each.startswith(name) for each in own)]
+
+
 def is_run(path: Path) -> bool:
-    return (path / "run.json").is_file()
+    """Whether there is a run.json, as far as one may look."""
+    try:
+        return (path / "run.json").is_file()
+    except OSError:
+        return False
 
 
 def read_run(path: Path) -> SavedRun:
     """The run in a directory. One whose run.json cannot be read has the state `unreadable` and an empty record."""
-    record = _record(path)
-    state = str(record.get("state", "unreadable"))
+    record = read_record(path)
+    state = record.get("state") or "unreadable"
     return SavedRun(path, record, "lost" if state in _UNFINISHED and not _is_held(path / "lock") else state)
 
 
 def runs_below(root: Path, *, recursive: bool = False) -> list[SavedRun]:
-    """The runs in a directory, oldest first; `recursive`: also those deeper down, evaluations of other runs included."""
+    """The runs in a directory, oldest first; `recursive`: also those deeper down, evaluations of other runs included.
+
+    No directory, no runs. Raises StorageError if it cannot be read; deeper ones that cannot are warned about.
+    """
     found = [read_run(path) for path in _directories(root, recursive)]
-    return sorted(found, key=lambda run: (run.time("created") or datetime.min.replace(tzinfo=UTC), run.path.name))
+    return sorted(found, key=_age)
+
+
+def _age(run: SavedRun) -> tuple[datetime, str]:
+    """To sort by, the oldest first."""
+    return run.time("created") or datetime.min.replace(tzinfo=UTC), run.path.name
 
 
 def size_of(path: Path) -> int:
@@ -173,23 +202,26 @@ def flattened(value: Any, above: str = "") -> dict[str, Any]:
 
 
 def _directories(root: Path, recursive: bool) -> Iterator[Path]:
-    try:
-        entries = sorted(entry for entry in root.iterdir() if entry.is_dir() and not entry.is_symlink())
-    except OSError:
-        return
-    for entry in entries:
+    for entry in _entries(root):
         if is_run(entry):
             yield entry
         if recursive:
-            yield from _directories(entry, True)
+            try:
+                yield from _directories(entry, True)
+            except StorageError as error:
+                logger.warning("%s", error)
 
 
-def _record(path: Path) -> dict[str, Any]:
+def _entries(root: Path, *, links: bool = False) -> list[Path]:
+    """The directories in a directory, by name; `links`: also what may be the name of one elsewhere."""
     try:
-        record: object = json.loads((path / "run.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return cast("dict[str, Any]", record) if isinstance(record, dict) else {}
+        with os.scandir(root) as entries:
+            found = [each for each in entries if each.is_dir(follow_symlinks=False) or (links and each.is_symlink())]
+            return sorted(root / each.name for each in found)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise storage_error("look for runs in", root, error) from error
 
 
 def _is_held(lock: Path) -> bool:
@@ -207,27 +239,35 @@ def _is_held(lock: Path) -> bool:
     return False
 
 
+def _changed(path: Path) -> datetime | None:
+    try:
+        return datetime.fromtimestamp(path.stat().st_mtime, UTC)
+    except OSError:  # removed meanwhile
+        return None
+
+
 def _last_metrics(path: Path) -> dict[str, dict[str, Any]]:
     metrics: dict[str, dict[str, Any]] = {}
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_bytes().splitlines()
     except OSError:
         return {}
     for line in lines:
-        try:
-            entry = json.loads(line)
-        except ValueError:  # the last line of a killed run may be half of one
-            continue
-        values = {name: value for name, value in entry.items() if name not in ("step", "epoch", "stream", "time")}
-        metrics[entry["stream"]] = values
+        entry = json_object(line)  # the last line of a killed run may be half of one
+        stream = entry.pop("stream", None)
+        if isinstance(stream, str):
+            metrics[stream] = {name: value for name, value in entry.items() if name not in ("step", "epoch", "time")}
     return metrics
 
 
 def _pointers(folder: Path) -> dict[str, tuple[str, ...]]:
     """Checkpoint directory → the small text files that name it."""
     names: dict[str, tuple[str, ...]] = {}
-    for entry in sorted(folder.glob("*")) if folder.is_dir() else []:
-        if entry.is_file() and entry.suffix == "" and not entry.name.startswith("."):
-            target = entry.read_text().strip()
+    for entry in sorted(folder.glob("[!.]*")):
+        try:
+            target = entry.read_text(encoding="utf-8").strip() if entry.suffix == "" and entry.is_file() else None
+        except (OSError, ValueError):
+            continue
+        if target is not None:
             names[target] = (*names.get(target, ()), entry.name)
     return names

@@ -17,7 +17,8 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -34,10 +35,13 @@ __all__ = [
     "FORMAT",
     "Checkpoints",
     "Saved",
+    "bytes_of",
     "copy_state",
     "load_weights",
     "nonfinite_leaf",
+    "remedy_for",
     "storage_error",
+    "storage_errors",
     "write_atomically",
 ]
 
@@ -67,8 +71,32 @@ _REMEDIES = {
 def storage_error(what: str, path: Path, error: OSError, kind: type[StorageError] = StorageError) -> StorageError:
     """An error that says path, cause and remedy."""
     cause = os.strerror(error.errno) if error.errno else str(error)
-    remedy = _REMEDIES.get(error.errno or 0, "check the path and the device")
-    return kind(f"cannot {what} {path}: {cause}; {remedy}")
+    return kind(f"cannot {what} {path}: {cause}; {remedy_for(error)}")
+
+
+@contextmanager
+def storage_errors(what: str, path: Path) -> Generator[None]:
+    """Whatever the file system refuses inside comes out as a StorageError with path, cause and remedy."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        raise storage_error(what, path, error) from error
+
+
+def remedy_for(error: OSError) -> str:
+    """What a user can do about it."""
+    return _REMEDIES.get(error.errno or 0, "check the path and the device")
+
+
+def bytes_of(state: Any) -> int:
+    """How much of a disk a state takes, without copying it. Thread: the state's owner."""
+    if isinstance(state, Mapping):
+        return sum(map(bytes_of, cast("Mapping[Any, Any]", state).values()))
+    if isinstance(state, list | tuple):
+        return sum(map(bytes_of, cast("Sequence[Any]", state)))
+    return int(getattr(state, "nbytes", 16))
 
 
 def copy_state(state: Any) -> Any:

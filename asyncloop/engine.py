@@ -143,6 +143,8 @@ class Engine:
         """The thread the model was built on, if somebody built it on one; else each session has its own."""
         self.read_only = False
         """Nothing is saved, whoever asks: the weights are those of another run's checkpoint."""
+        self.dataset_is_open = False
+        """Whether somebody else has entered the dataset, and leaves it after the run."""
         self.seeded = False
         """Whether the global generators have the run's seed already, since before the model was built."""
         self.watched: Callable[[Node], Node] | None = None
@@ -588,6 +590,7 @@ class Engine:
             deadlines=self._deadlines,
             watched=self.watched,
             begins_at=self.progress.step,
+            enters=not self.dataset_is_open,
         )
 
     async def _begin(self) -> None:

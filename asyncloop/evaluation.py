@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import logging
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -14,7 +14,6 @@ from asyncloop.archive import find_run, is_run, read_run
 from asyncloop.checkpoint import Checkpoints, Saved, load_weights
 from asyncloop.config import Config, dumps, load_config
 from asyncloop.engine import Engine, Result
-from asyncloop.errors import ConfigError
 from asyncloop.live import Run, background
 from asyncloop.model_thread import ModelThread
 from asyncloop.preflight import Parts, build, build_hooks
@@ -22,9 +21,11 @@ from asyncloop.recorder import Recorder
 from asyncloop.rundir import RunDir
 from asyncloop.stream import check_streams
 from asyncloop.threads import OwnThread
-from asyncloop.wiring import with_display
+from asyncloop.wiring import made, with_display
 
 __all__ = ["init_weights", "load_model", "open_evaluation", "saved_config"]
+
+logger = logging.getLogger("asyncloop")
 
 Overrides = Mapping[str, Any] | Sequence[str]
 
@@ -67,14 +68,13 @@ def saved_config(
 
     They come from the folder that the run was started from, while it is there; else from the run's own copy.
     """
-    folder = read_run(run).record.get("folder")
-    code = str(run / "code")
-    if Path(code).is_dir() and code not in sys.path:
-        sys.path.append(code)  # behind everything else: the user's own modules win while they are there
+    folder, code = read_run(run).record.get("folder"), run / "code"
+    folders = [each for each in (Path(folder) if folder else Path(), code) if each.is_dir()]
+    if folder and not Path(folder).is_dir():
+        logger.warning("%s is gone: classes come from the run's own copy, %s", folder, code)
     if source is not None:
         return load_config(source, set=set, for_eval=for_eval)
-    home = Path(folder) if folder and Path(folder).is_dir() else Path()
-    return load_config(run / "resolved.toml", set=set, for_eval=for_eval, folder=home)
+    return load_config(run / "resolved.toml", set=set, for_eval=for_eval, folders=folders)
 
 
 # --- evaluation ---------------------------------------------------------------------------------------------------
@@ -124,8 +124,10 @@ async def open_evaluation(
             "seed": groups[0].config.run.seed,
             "tags": groups[0].config.run.tags,
         }
-        async with OwnThread("asyncloop run directory") as thread:
-            await thread.call(_make, rundir, built, entries)
+        files = {"config.toml": groups[0].config.text}
+        for group, parts in built:
+            files[str((parts.rundir.path / "resolved.toml").relative_to(rundir.path))] = dumps(group.config.resolved)
+        await made(rundir, files, entries)
         async with background(Run(engines[0][0], rundir, partial(_evaluate, engines)), None) as live:
             yield live
 
@@ -157,12 +159,6 @@ async def _built(
         else:
             parts = replace(same, config=config, rundir=own, hooks=await build_hooks(config, same.dataset, own))
         check_streams(parts.dataset, group.streams)
-        for hook in parts.hooks:
-            if getattr(hook, "saves", False):
-                raise ConfigError(
-                    f"{type(hook).__name__} saves checkpoints, and an evaluation never does: "
-                    f"remove it from [[eval.{group.streams[0]}.hooks]]"
-                )
         built.append((group, parts))
     return built
 
@@ -179,13 +175,6 @@ def _evaluator(parts: Parts, saved: Saved, rundir: RunDir, progress: str | None,
     engine.progress.epoch = engine.progress.epochs_done = saved.engine["epochs_done"]
     engine.run_info = replace(engine.run_info, id=rundir.id, name=rundir.name, dir=parts.rundir.path)
     return engine
-
-
-def _make(rundir: RunDir, built: Sequence[tuple[_Group, Parts]], entries: Mapping[str, Any]) -> None:
-    rundir.create({"config.toml": built[0][0].config.text}, entries)
-    for group, parts in built:
-        parts.rundir.path.mkdir(exist_ok=True)
-        (parts.rundir.path / "resolved.toml").write_text(dumps(group.config.resolved))
 
 
 async def _evaluate(engines: Sequence[tuple[Engine, list[str]]], live: Run) -> Result:

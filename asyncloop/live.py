@@ -17,7 +17,6 @@ from asyncloop.engine import Engine, Result
 from asyncloop.errors import StorageError
 from asyncloop.events import EpochData, Event
 from asyncloop.progress import Progress
-from asyncloop.redact import redacted
 from asyncloop.rundir import RunDir, current_run, now
 from asyncloop.threads import OwnThread
 
@@ -161,7 +160,7 @@ class Run:
         return "stopped" if result.stopped else "completed"
 
     async def _record_end(self) -> None:
-        reason = self._result.reason if self._result else redacted(f"{type(self.error).__name__}: {self.error}")
+        reason = self._result.reason if self._result else f"{type(self.error).__name__}: {self.error}"
         try:
             await self._record(
                 state=self._state,
@@ -173,6 +172,7 @@ class Run:
                 times={"ended": now()},
             )
         except StorageError as error:
+            self._state = "failed"
             if self.error is None:
                 self.error = error
             else:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+import sys
+from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, cast
 
 import anyio
 
 from asyncloop.batch import Batch, as_batch, n_examples_of
+from asyncloop.blame import is_others
 from asyncloop.config import Config, InvalidConfig, Problem
 from asyncloop.engine import Engine
 from asyncloop.errors import ConfigError, DataError, ModelError
@@ -35,6 +38,15 @@ class Parts:
     model: Any
     hooks: list[Any]
     thread: ModelThread
+    stack: AsyncExitStack
+    """Closed when the parts are taken apart."""
+    dataset_is_open: bool = False
+
+    async def enter_dataset(self) -> None:
+        """Enter a dataset that is a context manager, once for all that reads it."""
+        if hasattr(self.dataset, "__aenter__") and not self.dataset_is_open:
+            await self.stack.enter_async_context(self.dataset)
+            self.dataset_is_open = True
 
 
 @dataclass(slots=True)
@@ -47,18 +59,19 @@ class CheckReport:
     n_parameters: int | None = None
     hooks: list[tuple[str, str, str]] = field(default_factory=list[tuple[str, str, str]])
     problems: list[str] = field(default_factory=list[str])
+    batches: dict[str, Batch] = field(default_factory=dict[str, Batch])
 
 
 @asynccontextmanager
 async def build(config: Config, rundir: RunDir) -> AsyncGenerator[Parts]:
     """Build dataset, model and hooks; the model's thread lives as long as the context. Raises what constructors raise."""
-    async with ModelThread() as thread:
+    async with ModelThread() as thread, AsyncExitStack() as stack:
         async with OwnThread("asyncloop building") as helper:
             dataset = await helper.call(lambda: config.dataset.build(output_dir=rundir.path))
         model = await thread.call(lambda: config.model.build(dataset=dataset, output_dir=rundir.path))
         with config.model.places.named():
             _check_model(model)
-        yield Parts(config, rundir, dataset, model, await build_hooks(config, dataset, rundir), thread)
+        yield Parts(config, rundir, dataset, model, await build_hooks(config, dataset, rundir), thread, stack)
 
 
 async def build_hooks(config: Config, dataset: Any, rundir: RunDir) -> list[Any]:
@@ -80,8 +93,12 @@ async def build_hooks(config: Config, dataset: Any, rundir: RunDir) -> list[Any]
         return await helper.call(build_all)
 
 
-async def check_names(config: Config, engine: Engine) -> None:
-    """ConfigError, with places, for each stream and variable that a hook names and that is not there."""
+async def check_names(parts: Parts, engine: Engine, batches: Mapping[str, Batch] | None = None) -> None:
+    """ConfigError, with places, for each stream and variable that a hook names and that is not there.
+
+    Reads a batch of each stream only if some name is not among the model's declared inputs and outputs, and there are
+    no `batches` read already.
+    """
     there = dataset_streams(engine.dataset)
     lacking = [
         f"{name} wants the stream {stream!r}, but the dataset has {', '.join(there) or 'none'}"
@@ -89,50 +106,69 @@ async def check_names(config: Config, engine: Engine) -> None:
         for stream in getattr(hook, "needs_streams", ())
         if stream not in there
     ]
-    with config.places.named():
-        if lacking:
-            raise ConfigError(*lacking)
-        await _check_variables(engine)
-
-
-async def _check_variables(engine: Engine) -> None:
-    """ConfigError for each variable that a hook names and neither the model nor the train stream has.
-
-    Reads one batch of the train stream only if some name is not among the model's declared inputs and outputs.
-    """
     known = {*engine.model.input_names, *engine.model.output_names}
-    hooks = [(hook, name) for hook, name in engine.bus.hooks if _takes_batches(hook)]
-    if any(getattr(hook, "add", None) for hook, _ in engine.bus.hooks):
-        return
-    unknown = [
-        (name, variable)
-        for hook, name in hooks
-        for variable in getattr(hook, "variables", None) or ()
-        if variable not in known and variable.partition("/")[0] not in known
+    unknown = [] if _somebody_adds(engine) else list(_unknown(engine, known))
+    if batches is None and any(of_batches for *_, of_batches in unknown):
+        await parts.enter_dataset()
+        engine.dataset_is_open = True
+        batches = await first_batches(engine.dataset, [engine.train_stream, *engine.extra_streams], engine.seed)
+    known.update(*(batches or {}).values())
+    lacking += [
+        f"hook {name} wants the variable {variable!r}, which is neither an output of the model nor a source of "
+        f"the data (there are: {', '.join(sorted(known))}){_hint(variable, known)}"
+        for name, variable, of_batches in unknown
+        if variable.partition("/")[0] not in known and (of_batches or _is_slip(variable, known))
     ]
-    if unknown:
-        streams = [engine.train_stream, *engine.extra_streams]
-        batches = await first_batches(engine.dataset, streams, engine.seed)
-        known.update(*batches.values())
-    problems: list[str] = []
-    for name, variable in unknown:
-        if variable not in known and variable.partition("/")[0] not in known:
-            close = get_close_matches(variable, known, 1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            problems.append(
-                f"hook {name} wants the variable {variable!r}, which is neither an output of the model nor a source of "
-                f"the data (there are: {', '.join(sorted(known))}){hint}"
-            )
-    if problems:
-        raise ConfigError(*problems)
+    if lacking:
+        with parts.config.places.named():
+            raise ConfigError(*lacking)
+
+
+def _somebody_adds(engine: Engine) -> bool:
+    return any(getattr(hook, "add", None) for hook, _ in engine.bus.hooks)
+
+
+def _unknown(engine: Engine, known: set[str]) -> Iterator[tuple[str, str, bool]]:
+    """Hook, variable, and whether the hook gets batches, for names that the model does not declare."""
+    wanted = [
+        (name, variable, _takes_batches(hook))
+        for hook, name in engine.bus.hooks
+        for variable in (*(getattr(hook, "variables", None) or ()), *getattr(hook, "needs_variables", ()))
+    ]
+    of_batches = {variable for _, variable, takes_batches in wanted if takes_batches}
+    for name, variable, takes_batches in wanted:
+        there = known if takes_batches else known | of_batches  # what a hook reads of batches, it may put into the data
+        if variable not in there and variable.partition("/")[0] not in there:
+            yield name, variable, takes_batches
+
+
+def _is_slip(variable: str, known: Iterable[str]) -> bool:
+    """Of the epoch's data: whether a name is a slip of the pen. Anybody may log any name, but then his code says it."""
+    if not get_close_matches(variable, known, 1, 0.75):
+        return False
+    quoted = (f'"{variable}"', f"'{variable}'")
+    for module in list(sys.modules.values()):
+        file = getattr(module, "__file__", None)
+        if file and file.endswith(".py") and is_others(file) and "site-packages" not in file:
+            with suppress(OSError, UnicodeDecodeError):
+                text = Path(file).read_text(encoding="utf-8")
+                if any(word in text for word in quoted):
+                    return False
+    return True
+
+
+def _hint(variable: str, known: Iterable[str]) -> str:
+    close = get_close_matches(variable, known, 1)
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 async def dry_run(parts: Parts, engine: Engine) -> CheckReport:
     """One batch of each stream, and each through the model without training. Raises what data and model raise."""
     report = CheckReport(parts.config)
     streams = [engine.train_stream, *engine.extra_streams]
-    batches = await first_batches(engine.dataset, streams, engine.seed)
-    for stream, batch in batches.items():
+    await parts.enter_dataset()
+    report.batches = await first_batches(engine.dataset, streams, engine.seed)
+    for stream, batch in report.batches.items():
         missing = [name for name in parts.model.input_names if name not in batch]
         if missing:
             raise DataError(
@@ -157,14 +193,8 @@ async def dry_run(parts: Parts, engine: Engine) -> CheckReport:
 
 
 async def first_batches(dataset: Any, streams: Sequence[str], seed: int) -> dict[str, Batch]:
-    """The first batch of each stream, as an evaluation would read it."""
-    batches: dict[str, Batch] = {}
-    async with AsyncExitStack() as stack:
-        if hasattr(dataset, "__aenter__"):
-            await stack.enter_async_context(dataset)
-        for stream in streams:
-            batches[stream] = await _first_batch(dataset, stream, seed)
-    return batches
+    """The first batch of each stream, as an evaluation would read it. The dataset has been entered."""
+    return {stream: await _first_batch(dataset, stream, seed) for stream in streams}
 
 
 async def _first_batch(dataset: Any, stream: str, seed: int) -> Batch:

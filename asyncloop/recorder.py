@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from asyncloop.checkpoint import storage_error
+from asyncloop.checkpoint import storage_errors
 from asyncloop.events import (
     AfterEpoch,
     AfterEpochProfile,
@@ -22,7 +22,6 @@ from asyncloop.events import (
     Resumed,
 )
 from asyncloop.hook import Hook
-from asyncloop.redact import redacted
 from asyncloop.rundir import RunDir, jsonable, now
 from asyncloop.stats import Timings
 
@@ -97,10 +96,10 @@ class Recorder(Hook):
         self._write(event, {})
 
     def on_exception(self, event: OnException) -> None:
-        self._write(event, {"exception": redacted(f"{type(event.exception).__name__}: {event.exception}")})
+        self._write(event, {"exception": f"{type(event.exception).__name__}: {event.exception}"})
 
     def after_training(self, event: AfterTraining) -> None:
-        self._write(event, {"success": event.success, "reason": redacted(event.reason)})
+        self._write(event, {"success": event.success, "reason": event.reason})
 
     def _write(self, event: Event, fields: Mapping[str, Any]) -> None:
         entry = {"event": event.method, "time": now(), "epoch": event.epoch, "step": event.step, **fields}
@@ -112,9 +111,6 @@ class Recorder(Hook):
 
     def _append(self, name: str, entry: Mapping[str, Any]) -> None:
         path = self._rundir.path / name
-        try:
-            with open(path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(jsonable(entry)) + "\n")
-        except OSError as error:
-            raise storage_error("write", path, error) from error
+        with storage_errors("write", path), open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(jsonable(entry)) + "\n")
         self._lines[name] += 1

@@ -5,6 +5,7 @@ config.toml  resolved.toml  run.json  trace.json  log.txt  events.jsonl  metrics
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import logging
@@ -17,6 +18,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from importlib import metadata
@@ -24,7 +26,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from asyncloop._version import __version__
-from asyncloop.checkpoint import storage_error, write_atomically
+from asyncloop.checkpoint import storage_errors, write_atomically
 from asyncloop.errors import ConfigError, StorageError
 from asyncloop.redact import RedactingFormatter, redacted
 from asyncloop.snapshot import copy_code, git_state
@@ -52,7 +54,9 @@ class RunDir:
         self._updating = threading.Lock()
         self._lock: int | None = None
         self._log: logging.Handler | None = None
-        self._was_there = False
+        self._made: list[Path] = []
+        """Directories that were not there before, the outermost first; with what is in them they are the run's own."""
+        self._owned = False
 
     @classmethod
     def plan(cls, root: Path, name: str, exact: Path | None = None) -> RunDir:
@@ -67,12 +71,16 @@ class RunDir:
 
     def create(self, files: Mapping[str, str], entries: Mapping[str, Any]) -> None:
         """Make the directory with its first files; `entries` join run.json. StorageError with path, cause and remedy."""
-        try:
-            self._was_there = self.path.exists()
+        with storage_errors("make the run directory", self.path):
+            self._made = [each for each in (*reversed(self.path.parents), self.path) if not each.exists()]
             self.path.mkdir(parents=True, exist_ok=True)
             self._take_lock()
+            if any(entry.name != "lock" for entry in self.path.iterdir()):  # somebody was faster
+                raise ConfigError(f"the output directory {self.path} is not empty any more; choose another")
+            self._owned = True
             for name, text in files.items():
-                (self.path / name).write_text(text)
+                (self.path / name).parent.mkdir(exist_ok=True)
+                (self.path / name).write_text(text, encoding="utf-8")
             self._record = {
                 "id": self.id,
                 "name": self.name,
@@ -87,10 +95,6 @@ class RunDir:
                 **entries,
             }
             self.update()
-        except OSError as error:
-            if isinstance(error, StorageError):
-                raise
-            raise storage_error("make the run directory", self.path, error) from error
 
     def _take_lock(self) -> None:
         """A lock that goes with the process, however it ends. Those who only look hold it for an instant."""
@@ -114,16 +118,15 @@ class RunDir:
         """The directory of a run that is to go on; takes its lock. Raises StorageError if a process still writes it."""
         rundir = cls(path.absolute(), "", "")
         try:
-            rundir._take_lock()
-            record = rundir._record = json.loads((path / "run.json").read_text())
+            with storage_errors("open the run directory", path):
+                rundir._take_lock()
+                record = rundir._record = json.loads((path / "run.json").read_text(encoding="utf-8"))
             rundir.id, rundir.name = record["id"], record["name"]
         except (ValueError, KeyError) as error:
             rundir.close()
-            raise StorageError(f"{path / 'run.json'} is damaged: {error}; restore it from a copy") from error
-        except OSError as error:
             if isinstance(error, StorageError):
                 raise
-            raise storage_error("open the run directory", path, error) from error
+            raise StorageError(f"{path / 'run.json'} is damaged: {error}; restore it from a copy") from error
         return rundir
 
     def take_over(self, step: int, lines: Mapping[str, int] | None, files: Mapping[str, str], **entries: Any) -> None:
@@ -131,7 +134,7 @@ class RunDir:
 
         `files` are written anew; `entries` join the record of this resume in run.json. Raises StorageError.
         """
-        try:
+        with storage_errors("bring back to a checkpoint", self.path):
             for leftover in self.path.glob(".tmp-*"):
                 leftover.unlink(missing_ok=True)
             if lines is None:
@@ -142,10 +145,6 @@ class RunDir:
                 self._cut_log(LOG_MARK % step)
             for name, text in files.items():
                 write_atomically(self.path / name, text.encode())
-        except OSError as error:
-            if isinstance(error, StorageError):
-                raise
-            raise storage_error("bring back to a checkpoint", self.path, error) from error
         resumes = [*self._record.get("resumes", []), {"time": now(), "step": step, **_process(), **entries}]
         self.update(state="starting", reason=None, exit_code=None, resumes=resumes, times={"ended": None})
 
@@ -184,17 +183,21 @@ class RunDir:
             self._record.update(changes)
             self._record["times"] |= times
             path = self.path / "run.json"
-            try:
+            with storage_errors("write", path):
                 write_atomically(path, (json.dumps(jsonable(self._record), indent=1) + "\n").encode())
-            except OSError as error:
-                raise storage_error("write", path, error) from error
 
     def remove(self) -> None:
-        """Take back what was made: the directory, or what is in it if somebody else had made it (it was empty then)."""
-        if self._lock is None:
+        """Take back what was made, directories above included if nobody else has used them. Says what has to stay."""
+        if not self._owned:
             return
-        for entry in [*self.path.iterdir()] if self._was_there else [self.path]:
-            shutil.rmtree(entry, ignore_errors=True) if entry.is_dir() else entry.unlink(missing_ok=True)
+        try:
+            for entry in self.path.iterdir():
+                shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
+            for directory in reversed(self._made):
+                directory.rmdir()
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                logger.warning("%s cannot be removed whole: %s", self.path, error)
 
     def snapshot_code(self, folders: Sequence[Path]) -> None:
         """Copy the user's .py and .toml files and note the git revision. What it cannot read is warned about."""
@@ -215,7 +218,8 @@ class RunDir:
         """Close the log and give the lock back."""
         if self._log is not None:
             logging.getLogger().removeHandler(self._log)
-            self._log.close()
+            with suppress(OSError):  # what could not be written was told when it was tried
+                self._log.close()
             _log_level.give_back()
             self._log = None
         if self._lock is not None:
@@ -262,18 +266,20 @@ def now() -> str:
 
 
 def jsonable(value: Any) -> Any:
-    """A value that JSON can hold: arrays as lists, non-finite numbers as null, anything unknown as its text."""
+    """A value that JSON can hold: arrays as lists, non-finite numbers as null, others as text; no secrets."""
     if isinstance(value, Mapping):
         return {str(key): jsonable(part) for key, part in cast("Mapping[Any, Any]", value).items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [jsonable(part) for part in cast("Iterable[Any]", value)]
-    if isinstance(value, bool | int | str) or value is None:
+    if isinstance(value, str):
+        return redacted(value)
+    if isinstance(value, bool | int) or value is None:
         return value
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     if hasattr(value, "tolist"):
         return jsonable(value.tolist())
-    return str(value)
+    return redacted(str(value))
 
 
 def _of_checkpoint(lines: Iterable[bytes], step: int) -> Iterator[bytes]:
@@ -289,7 +295,7 @@ def _of_checkpoint(lines: Iterable[bytes], step: int) -> Iterator[bytes]:
 
 def _process() -> dict[str, Any]:
     host = {"name": platform.node(), "pid": os.getpid(), "cpus": os.cpu_count(), "system": platform.platform()}
-    return {"host": host, "versions": _versions(), "command": [redacted(word) for word in sys.argv]}
+    return {"host": host, "versions": _versions(), "command": sys.argv}
 
 
 def _versions() -> dict[str, str]:

@@ -23,7 +23,7 @@ from asyncloop.preflight import CheckReport, check_names, dry_run
 from asyncloop.resuming import Resumption, prepare, reopened, take_over
 from asyncloop.rundir import RunDir
 from asyncloop.threads import OwnThread
-from asyncloop.wiring import always_for, make_directory, parts_of, planned, wire
+from asyncloop.wiring import always_for, check_room, make_directory, parts_of, planned, wire
 
 __all__ = ["check", "open_run", "run", "start"]
 
@@ -101,7 +101,8 @@ async def _begun(
     parts = await parts_of(stack, config, rundir, own_rng=options["own_rng"])
     engine = wire(parts, **options)
     started_from = None if init_from is None else await init_weights(parts.model, parts.thread, init_from)
-    await check_names(config, engine)
+    await check_names(parts, engine)
+    await check_room(parts)
     marks = {"tags": [*config.run.tags, "debug"]} if options["debug"] else {}
     await make_directory(parts, {"init_from": started_from, **marks})
     return engine, rundir
@@ -117,7 +118,8 @@ async def _resumed(
     engine = wire(parts, **options)
     if resumption.saved is not None:
         engine.restore(resumption.saved)
-    await check_names(resumption.config, engine)
+    await check_names(parts, engine)
+    await check_room(parts)
     await _off_loop(resumption.take_over)
     return engine, resumption.rundir
 
@@ -148,6 +150,7 @@ async def _directory_of(
     else:
         assert path is not None
         rundir = await _off_loop(RunDir.plan, Path(), "run", Path(path))
+        stack.callback(rundir.close)
         await _off_loop(rundir.create, {}, {"seed": engine.seed, "tags": []})
     engine.output_dir = rundir.path
     engine.run_info = replace(engine.run_info, id=rundir.id, name=rundir.name, dir=rundir.path)
@@ -164,7 +167,7 @@ async def check(source: Source, *, set: Overrides = ()) -> CheckReport:
         parts = await parts_of(stack, config, rundir)
         engine = wire(parts)
         report = await dry_run(parts, engine)
-        await check_names(parts.config, engine)
+        await check_names(parts, engine, report.batches)
         return report
 
 

@@ -97,13 +97,14 @@ class Session:
         deadlines: Mapping[str, float],
         watched: Callable[[Node], Node] | None,
         begins_at: int,
+        enters: bool,
     ) -> None:
         self.bus, self.control, self._run_info = bus, control, run
         self._model, self._dataset, self._rules, self._seed = model, dataset, rules, seed
         self._buffer: int | Literal["auto"] = buffer
         self._checkpoints, self._given_thread, self._positions = checkpoints, thread, positions
         self._on_failure, self._on_log, self._follows = on_failure, on_log, follows
-        self._deadlines, self._watched = deadlines, watched
+        self._deadlines, self._watched, self._enters = deadlines, watched, enters
         self._stretch: Stretch | None = None
         self._stack = AsyncExitStack()
         self._open: dict[str, OpenStream] = {}
@@ -133,7 +134,7 @@ class Session:
         self.thread = self._given_thread or await self._stack.enter_async_context(ModelThread())
         if self._checkpoints is not None:
             self._writer = await self._stack.enter_async_context(OwnThread("asyncloop checkpoints", grace_s=60.0))
-        if hasattr(self._dataset, "__aenter__"):
+        if self._enters and hasattr(self._dataset, "__aenter__"):
             await self._stack.enter_async_context(self._dataset)
         self.tasks: TaskGroup = await self._stack.enter_async_context(anyio.create_task_group())
         live: Mapping[str, type] = getattr(self._model, "live", None) or {}

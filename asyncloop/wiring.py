@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -11,14 +12,20 @@ from typing import Any
 import anyio
 
 from asyncloop import rng
+from asyncloop.checkpoint import bytes_of
 from asyncloop.config import Config, dumps
 from asyncloop.engine import Engine
+from asyncloop.errors import StorageError
 from asyncloop.preflight import Parts, build
 from asyncloop.recorder import Recorder
 from asyncloop.rundir import RunDir
 from asyncloop.threads import OwnThread
 
-__all__ = ["always_for", "make_directory", "parts_of", "planned", "wire", "with_display"]
+__all__ = ["always_for", "check_room", "made", "make_directory", "parts_of", "planned", "wire", "with_display"]
+
+
+_SPARE = 2**20
+"""Bytes for everything that is not the model's state."""
 
 
 def planned(load: Callable[[], Config], output_dir: str | Path | None) -> tuple[Config, RunDir]:
@@ -82,13 +89,20 @@ def always_for(rundir: RunDir, hooks: Iterable[Any]) -> list[Any]:
 
 async def make_directory(parts: Parts, entries: Mapping[str, Any]) -> None:
     """Make the run directory with the config, the code and `entries` in run.json, whole or not at all."""
-    config, rundir = parts.config, parts.rundir
+    config = parts.config
     files = {"config.toml": config.text, "resolved.toml": dumps(config.resolved)}
-    folder = None if config.path is None else config.path.parent.absolute()
+    folder = (Path() if config.path is None else config.path.parent).absolute()
     own = {"seed": config.run.seed, "tags": config.run.tags, "folder": folder}
+    await made(parts.rundir, files, {**own, **entries}, folder)
+
+
+async def made(
+    rundir: RunDir, files: Mapping[str, str], entries: Mapping[str, Any], folder: Path | None = None
+) -> None:
+    """Make a run directory, with a copy of the code in `folder`, whole or not at all."""
     async with OwnThread("asyncloop run directory") as thread:
         try:
-            await thread.call(rundir.create, files, {**own, **entries})
+            await thread.call(rundir.create, files, entries)
             if folder is not None:
                 await thread.call(rundir.snapshot_code, [folder])
         except BaseException:
@@ -96,3 +110,20 @@ async def make_directory(parts: Parts, entries: Mapping[str, Any]) -> None:
                 await thread.call(rundir.remove)
             rundir.close()
             raise
+
+
+async def check_room(parts: Parts) -> None:
+    """StorageError if the disk has no room for two checkpoints: one is written while the one before stays."""
+    needed = 2 * await parts.thread.call(lambda: bytes_of(parts.model.state_dict())) + _SPARE
+
+    def free() -> tuple[Path, int]:
+        there = next(each for each in (parts.rundir.path, *parts.rundir.path.parents) if each.is_dir())
+        return there, shutil.disk_usage(there).free
+
+    async with OwnThread("asyncloop room") as thread:
+        there, n_free = await thread.call(free)
+    if n_free < needed:
+        raise StorageError(
+            f"no room for {parts.rundir.path}: {there} has {n_free:,} bytes free, and two checkpoints of this model need {needed:,}; "
+            "free some space, or choose another directory (run.root, --output-dir)"
+        )

@@ -148,7 +148,7 @@ async def test_another_config_and_other_values_can_be_given(run: Path) -> None:
             ["valid"],
             {"set": {"eval.valid.hooks": [{"class": "SaveLatest"}]}},
             ConfigError,
-            r"never does: remove it from \[\[eval.valid.hooks\]\]",
+            "`SaveLatest` saves checkpoints, which an evaluation never does; remove it",
         ),
     ],
 )
@@ -223,3 +223,18 @@ async def test_the_time_limit_ends_a_run_as_interrupted(run: Path) -> None:
     saved = asyncloop.load_model(live.dir)
     assert saved.steps == result.steps
     assert np.isfinite(result.steps)
+
+
+def test_a_runs_own_code_comes_before_that_of_the_directory_one_is_in(
+    run: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = tmp_path_factory.mktemp("other")
+    (other / "evaluated_parts.py").write_text("raise RuntimeError('the wrong project')")
+    moved = run.parent.parent.rename(other / "moved")
+    monkeypatch.chdir(other)
+    monkeypatch.delitem(sys.modules, "evaluated_parts", raising=False)
+    path = list(sys.path)
+    try:
+        assert asyncloop.load_model(moved / "runs" / run.name).steps == 6
+    finally:
+        sys.path[:] = path

@@ -32,7 +32,8 @@ def list_runs(root: str, *, long: bool, recursive: bool, as_json: bool) -> int:
         return 0
     headers = ("id", "name", "state", "epochs", "steps", "started", "took", "last metrics")
     extra = ("model", "dataset", "size", "directory") if long else ()
-    print_table([(*_row(run), *(_details(run) if long else ())) for run in runs], (*headers, *extra))
+    rows = [(*_row(run), *(_details(run) if long else ())) for run in runs]
+    print_table(rows, (*headers, *extra), whole=("id",))
     return 0
 
 
@@ -51,8 +52,8 @@ def _row(run: SavedRun) -> tuple[str, ...]:
 
 def _details(run: SavedRun) -> tuple[str, ...]:
     config = run.config
-    classes = (str(config.get(part, {}).get("class", "–")) for part in ("model", "dataset"))
-    return (*classes, size(size_of(run.path)), str(run.path))
+    classes = (flattened(config).get(f"{part}.class", "–") for part in ("model", "dataset"))
+    return (*map(str, classes), size(size_of(run.path)), str(run.path))
 
 
 def _newest(metrics: dict[str, dict[str, Any]]) -> str:
@@ -106,7 +107,7 @@ def _print_facts(run: SavedRun) -> None:
         ("started", f"{ago(run.time('created'))}, took {duration(run.seconds)}"),
         ("host", f"{host.get('name', '–')}, {host.get('cpus', '?')} cores, process {host.get('pid', '?')}"),
         ("versions", ", ".join(versions)),
-        ("git", f"{git['revision'][:12]}{changed}" if git else ""),
+        ("git", f"{git.get('revision', '–')[:12]}{changed}" if git else ""),
         ("tags", ", ".join(record.get("tags") or ())),
         ("weights of", str(run.table("init_from").get("checkpoint", ""))),
         ("evaluates", _evaluated(run.table("evaluation"))),
@@ -116,7 +117,7 @@ def _print_facts(run: SavedRun) -> None:
 
 
 def _evaluated(evaluation: Mapping[str, Any]) -> str:
-    return f"{', '.join(evaluation['streams'])} with {evaluation['checkpoint']}" if evaluation else ""
+    return f"{', '.join(evaluation['streams'])} with {evaluation.get('checkpoint', '–')}" if evaluation else ""
 
 
 def _checkpoints(run: SavedRun) -> list[dict[str, Any]]:

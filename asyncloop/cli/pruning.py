@@ -14,7 +14,7 @@ from asyncloop.archive import SavedRun, runs_below, size_of
 from asyncloop.checkpoint import storage_error
 from asyncloop.cli.terminal import complain, print_json, print_table
 from asyncloop.cli.wording import ago, size
-from asyncloop.errors import ConfigError, NothingToResumeError
+from asyncloop.errors import ConfigError, NothingToResumeError, StorageError
 
 __all__ = ["prune_runs"]
 
@@ -37,20 +37,32 @@ def prune_runs(root: str, *, epochs: int | None, subdirectories: bool, yes: bool
         _show(doomed)
         if not _agreed(len(doomed)):
             return _told([], as_json, "nothing was removed")
-    for path, run in doomed:
-        _remove(path, run)
-    return _told([path for path, _ in doomed], as_json, f"removed {len(doomed)}")
+    removed = [path for path, run in doomed if _remove(path, run)]
+    return _told(removed, as_json, f"removed {len(removed)}")
 
 
 def _doomed(root: Path, epochs: int | None, subdirectories: bool) -> Iterator[tuple[Path, SavedRun]]:
     for run in runs_below(root):
-        if not run.is_over or run.state == "unreadable":
+        if not run.is_over or run.state == "unreadable" or _is_evaluated(run):
             continue
-        if (run.epochs < epochs) if epochs is not None else not run.checkpoints:
+        if (run.epochs < epochs) if epochs is not None else _has_saved_nothing(run):
             yield run.path, run
         elif subdirectories:
             inner = (entry for entry in sorted(run.path.iterdir()) if entry.is_dir() and not entry.is_symlink())
             yield from ((entry, run) for entry in inner if entry.name not in _PARTS)
+
+
+def _is_evaluated(run: SavedRun) -> bool:
+    """Whether an evaluation of it is under way: that holds a lock of its own, not the run's."""
+    try:
+        return any(not each.is_over for each in runs_below(run.path / "eval"))
+    except StorageError:  # nobody may look
+        return True
+
+
+def _has_saved_nothing(run: SavedRun) -> bool:
+    folder = run.path / "checkpoints"
+    return not run.checkpoints and (not folder.exists() or os.access(folder, os.R_OK | os.X_OK))
 
 
 def _show(doomed: list[tuple[Path, SavedRun]]) -> None:
@@ -58,7 +70,7 @@ def _show(doomed: list[tuple[Path, SavedRun]]) -> None:
         (str(path), run.state, f"{run.epochs} epochs, {run.steps} steps", ago(run.time("created")), size(size_of(path)))
         for path, run in doomed
     ]
-    print_table(rows)
+    print_table(rows, file=sys.stderr)
 
 
 def _agreed(n: int) -> bool:
@@ -69,19 +81,23 @@ def _agreed(n: int) -> bool:
     return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
-def _remove(path: Path, run: SavedRun) -> None:
-    """Under the run's lock, so that nobody can begin to resume what is being removed."""
+def _remove(path: Path, run: SavedRun) -> bool:
+    """Under the run's lock, so that nobody can begin to resume what is being removed. False if somebody is at work."""
     try:
         lock = os.open(run.path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_evaluated(run):  # since it was shown
+                raise BlockingIOError
             shutil.rmtree(path)
         finally:
             os.close(lock)
     except BlockingIOError:
         complain(f"{run.path} is in use and stays")
+        return False
     except OSError as error:
         raise storage_error("remove", path, error) from error
+    return True
 
 
 def _told(removed: list[Path], as_json: bool, words: str) -> int:

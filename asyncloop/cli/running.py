@@ -115,7 +115,7 @@ async def _run(opening: Opening, rm: bool) -> _Outcome:
         except Exception as error:
             if live is None:
                 raise
-            return _Outcome(code_of(error), live, redacted(f"{type(error).__name__}: {error}"), error)
+            return _Outcome(code_of(error), live, f"{type(error).__name__}: {error}", error)
         finally:
             watch.work = None
     return _Outcome(INTERRUPTED[signals[0]])
@@ -191,7 +191,7 @@ def _print_object(
 
 
 def _print_words(end: str, where: str, metrics: dict[str, dict[str, Any]]) -> None:
-    print(end)
+    print(redacted(end))
     print(where)
     for row in metric_rows(metrics):
         print(*row)

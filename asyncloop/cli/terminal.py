@@ -10,10 +10,12 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterable, Sequence
+import unicodedata
+from collections.abc import Collection, Iterable, Sequence
+from itertools import zip_longest
 from typing import Any, TextIO
 
-__all__ = ["complain", "keep_descriptors", "keep_streams", "print_json", "print_table", "strong"]
+__all__ = ["cells", "complain", "keep_descriptors", "keep_streams", "print_json", "print_table", "strong"]
 
 _NOBODY_READS = (errno.EPIPE, errno.EIO)
 
@@ -91,15 +93,57 @@ def print_json(value: Any) -> None:
     print(json.dumps(jsonable(value), ensure_ascii=False, allow_nan=False))
 
 
-def print_table(rows: Iterable[Sequence[str]], headers: Sequence[str] = ()) -> None:
-    """A table to standard output, as wide as the terminal; through a pipe each row stays on one line."""
+def print_table(
+    rows: Iterable[Sequence[str]],
+    headers: Sequence[str] = (),
+    *,
+    whole: Collection[str] = (),
+    file: TextIO | None = None,
+) -> None:
+    """A table to standard output, or to `file`; through a pipe each row is one line.
+
+    In a terminal it is as wide as that, and long texts go on below; those of the columns `whole` do not.
+    """
+    file = sys.stdout if file is None else file
+    rows = [tuple(map(_on_one_line, row)) for row in rows]
+    if file.isatty():
+        _print_wrapped(rows, headers, whole, file)
+    else:
+        _print_padded([headers, *rows] if headers else rows, file)
+
+
+def _print_wrapped(
+    rows: Iterable[Sequence[str]], headers: Sequence[str], whole: Collection[str], file: TextIO
+) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(
-        *headers, box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=bool(headers), header_style="bold"
-    )
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=bool(headers), header_style="bold")
+    for header in headers:
+        table.add_column(header, overflow="fold", no_wrap=header in whole)
     for row in rows:
         table.add_row(*map(Text, row))
-    Console(width=None if sys.stdout.isatty() else 1000).print(table)
+    Console(file=file).print(table)
+
+
+def _print_padded(rows: Sequence[Sequence[str]], file: TextIO) -> None:
+    widths = [max(map(cells, column)) for column in zip_longest(*rows, fillvalue="")]
+    for row in rows:
+        line = (text + " " * (width - cells(text) + 2) for text, width in zip(row, widths, strict=False))
+        print("".join(line).rstrip(), file=file)
+
+
+def _on_one_line(text: str) -> str:
+    return "".join(char if char.isprintable() or _is_mark(char) else " " for char in text)
+
+
+def cells(text: str) -> int:
+    """How many columns of a terminal a text takes."""
+    wide = sum(unicodedata.east_asian_width(char) in "WF" for char in text)
+    return len(text) + wide - sum(map(_is_mark, text))
+
+
+def _is_mark(char: str) -> bool:
+    """Whether it changes the character before it and takes no column of its own."""
+    return unicodedata.category(char) in ("Mn", "Me", "Cf")

@@ -7,12 +7,11 @@ frames of that code and without ours. Only what is neither is a bug of asyncloop
 from __future__ import annotations
 
 import traceback
-import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
 from asyncloop.blame import BUG, FILES, alone, code_of, has_frames, is_others, notes_of
-from asyncloop.cli.terminal import complain, strong
+from asyncloop.cli.terminal import cells, complain, strong
 from asyncloop.errors import AsyncloopError, ConfigError
 
 __all__ = ["code_of", "tell"]
@@ -91,12 +90,5 @@ def _pointed_at(file: str, line: int, column: int, width: int) -> str:
     except (OSError, ValueError, IndexError):
         return ""
     before, marked = text[: column - 1], text[column - 1 : column - 1 + width]
-    space = "".join(char if char == "\t" else " " * _cells(char) for char in before)
-    return f"  {line:>4} | {text}\n       | {space}{'^' * max(1, sum(map(_cells, marked)))}"
-
-
-def _cells(char: str) -> int:
-    """How many columns of a terminal a character takes."""
-    if unicodedata.combining(char):
-        return 0
-    return 2 if unicodedata.east_asian_width(char) in "WF" else 1
+    space = "".join(char if char == "\t" else " " * cells(char) for char in before)
+    return f"  {line:>4} | {text}\n       | {space}{'^' * max(1, cells(marked))}"

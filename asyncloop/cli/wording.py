@@ -27,7 +27,12 @@ def duration(seconds: float | None) -> str:
 
 
 def ago(moment: datetime | None) -> str:
-    return "–" if moment is None else f"{duration(round((datetime.now(UTC) - moment).total_seconds()))} ago"
+    """`2 min ago`: the largest unit says enough."""
+    if moment is None:
+        return "–"
+    seconds = max((datetime.now(UTC) - moment).total_seconds(), 0)
+    unit, length = next((each for each in _UNITS if seconds >= each[1]), _UNITS[-1])
+    return f"{seconds // length:.0f} {unit} ago"
 
 
 def size(n_bytes: float) -> str:

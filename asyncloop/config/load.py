@@ -55,18 +55,18 @@ def load_config(
     *,
     set: Mapping[str, Any] | Sequence[str] = (),
     for_eval: str | None = None,
-    folder: FilePath | None = None,
+    folders: Sequence[FilePath] = (),
 ) -> Config:
     """Read and check a config: a TOML file, a directory with a cfg.toml, or a mapping of the same form.
 
     `set` holds the values of `--set`, as texts `a.b=VALUE` or as `{"a.b": value}`; they win over all files.
     `for_eval` merges `[eval.<stream>]` over the rest, and its hooks (none, if it has none) replace the training hooks.
 
-    Imports the modules the config names, for which its folder (or `folder`) and the current directory go to the front
-    of `sys.path`; builds nothing. Raises ConfigError with every problem found, each with its place.
+    Imports the modules the config names, for which its folder (or `folders`) and the current directory go to the
+    front of `sys.path`; builds nothing. Raises ConfigError with every problem found, each with its place.
     """
     try:
-        return _load(source, set, for_eval, folder)
+        return _load(source, set, for_eval, folders)
     except RecursionError:
         raise InvalidConfig(Problem("the config is nested too deeply")) from None
 
@@ -75,10 +75,10 @@ def _load(
     source: str | FilePath | Mapping[str, Any],
     set: Mapping[str, Any] | Sequence[str],
     for_eval: str | None,
-    folder: FilePath | None,
+    folders: Sequence[FilePath],
 ) -> Config:
     tree, path, text = read(source)
-    make_importable(folder or (path.parent if path is not None else FilePath()), FilePath())
+    make_importable(*(folders or [path.parent if path is not None else FilePath()]), FilePath())
     overrides, problems = read_overrides(set)
     after_merge = [each for each in overrides if for_eval is not None and each.path[0] != "eval"]
     for override in overrides:
@@ -95,8 +95,11 @@ def _load(
     for stream in streams.values() if for_eval is None else ():
         # A mistake in an evaluation's section is to be found before the training, not after it.
         evaluation = _Reading([], end, env_optional=True)
-        evaluation.config(_merged_for_eval(tree, stream), path, text)
+        found = evaluation.config(_merged_for_eval(tree, stream), path, text)
+        evaluation.problems += _saving_hooks(found, stream)
         problems += [each for each in evaluation.problems if (each.origin, each.message) not in _seen(problems)]
+    if for_eval is not None and for_eval in streams:
+        problems += _saving_hooks(config, streams[for_eval])
     if config is None or problems:
         raise _refusal(problems)
     return config
@@ -153,6 +156,18 @@ def _merged_for_eval(tree: Node, section: Node | None) -> Node:
     return training if section is None else merge(training, section)
 
 
+def _saving_hooks(config: Config | None, section: Node) -> list[Problem]:
+    """A hook that saves checkpoints has no place in an evaluation, which never does."""
+    hooks = section.child("hooks")
+    return [
+        Problem(f"`{node.plain()}` saves checkpoints, which an evaluation never does", hook.key, node.at, "remove it")
+        for index, hook in enumerate(config.hooks if config is not None else ())
+        if getattr(hook.cls, "saves", False) and hooks is not None
+        for node in [hooks.descend((index, "class"))]
+        if node is not None
+    ]
+
+
 def _seen(problems: list[Problem]) -> list[tuple[Origin, str]]:
     return [(each.origin, each.message) for each in problems]
 
@@ -198,7 +213,11 @@ class _Reading:
         references = References(tree, from_value(values)[0], self.env_optional)
         tree = references.resolve(skip="eval")
         self.problems += references.problems
-        keep_secret(references.secrets)
+        run = tree.child("run")
+        named = [str(node.value) for _, node in run.walk()] if run is not None else []
+        keep_secret(
+            {value: name for value, name in references.secrets.items() if not any(value in text for text in named)}
+        )
         return tree
 
     def _unknown_tables(self, tree: Node) -> None:

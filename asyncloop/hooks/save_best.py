@@ -59,6 +59,7 @@ class SaveBest(Hook):
         )
         self.needs_streams = () if stream.startswith("unnamed_") else (stream,)
         """What the dataset must have; found missing before a run begins."""
+        self.needs_variables = (variable,)
         self._variable, self._stream, self._aggregation = variable, stream, aggregation
         self._better = float.__lt__ if mode == "min" else float.__gt__
         self._claim = Claim(f"SaveBest {name}", keep, pointer=name)
