@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated, Any, Literal
 
@@ -43,7 +44,10 @@ def _runs_beginning_with(incomplete: str) -> list[str]:
 
     from asyncloop.archive import runs_below
 
-    ids = [run.id for run in reversed(runs_below(Path("runs")))]
+    try:
+        ids = [run.id for run in reversed(runs_below(Path("runs")))]
+    except OSError:  # nobody wants an error in the middle of a word
+        ids = []
     return [name for name in ("latest", *ids) if name.startswith(incomplete)]
 
 
@@ -88,6 +92,18 @@ def asyncloop(
     ] = False,
 ) -> None:
     """Train models with loading, training and hooks side by side."""
+    if not {"-h", "--help"} & {*sys.argv}:
+        _refuse_deleted_directory()
+
+
+def _refuse_deleted_directory() -> None:
+    """What every command would otherwise come upon somewhere, with words of its own."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        from asyncloop.errors import StorageError
+
+        raise StorageError("the current directory has been deleted; change to one that is there (cd)") from None
 
 
 # --- train --------------------------------------------------------------------------------------------------------

@@ -108,7 +108,7 @@ def _machine() -> Iterator[Finding]:
 def _cpu_quota() -> float | None:
     """Cores' worth of time that a control group allows (cgroup v2), None without a limit."""
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="utf-8").split()
     except (OSError, ValueError):
         return None
     return None if quota == "max" else int(quota) / int(period)
@@ -116,7 +116,7 @@ def _cpu_quota() -> float | None:
 
 def _memory() -> str | None:
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
+        lines = Path("/proc/meminfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
     values = {name: int(rest.split()[0]) * 1024 for name, _, rest in (line.partition(":") for line in lines)}
@@ -143,13 +143,14 @@ def _devices() -> Iterator[Finding]:
 
 
 def _disk() -> Iterator[Finding]:
-    for what, path in (("current directory", Path.cwd()), ("temporary files", Path(tempfile.gettempdir()))):
+    runs = "runs are made in it: change to another directory, or set run.root"
+    temporary = "worker processes and libraries write there: set TMPDIR to another directory"
+    places = (("current directory", Path.cwd(), runs), ("temporary files", Path(_temporary()), temporary))
+    for what, path, advice in places:
         free = shutil.disk_usage(path).free
         found = f"{size(free)} free in {path}"
         if not os.access(path, os.W_OK):
-            yield Finding(
-                what, f"{path} is not writable", "warning", "runs are made in it: change there, or set run.root"
-            )
+            yield Finding(what, f"{path} is not writable", "warning", advice)
         elif free < _LITTLE_SPACE:
             yield Finding(what, found, "warning", "checkpoints need twice their size while they are written")
         else:

@@ -31,6 +31,8 @@ def make_project(directory: str, template: Template) -> int:
     """Write the template's files, and the schema by which editors complete the config's keys. Overwrites nothing."""
     configure_logging()
     folder = Path(directory)
+    if folder.is_file():
+        raise ConfigError(f"{folder} is a file; name the directory to make the project in, e.g. `asyncloop init mine`")
     files = {name: _text(home, name) for name, home in _FILES[template].items()}
     files["cfg.toml"] = f"#:schema ./{_SCHEMA}\n{files['cfg.toml']}"
     there = [str(folder / name) for name in (*files, _SCHEMA) if (folder / name).exists()]
@@ -48,7 +50,7 @@ def make_project(directory: str, template: Template) -> int:
 
 
 def _text(home: str, name: str) -> str:
-    return (resources.files("asyncloop") / "templates" / home / name).read_text()
+    return (resources.files("asyncloop") / "templates" / home / name).read_text(encoding="utf-8")
 
 
 def _write(folder: Path, files: Mapping[str, str]) -> None:

@@ -7,7 +7,7 @@ import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 
-from asyncloop.checkpoint import write_atomically
+from asyncloop.checkpoint import storage_error, write_atomically
 from asyncloop.cli.logs import configure_logging
 from asyncloop.cli.terminal import complain
 from asyncloop.config.json_schema import json_schema
@@ -25,7 +25,10 @@ def write_schema(config: str | None, output: str | None) -> int:
         print(text, end="")
         return 0
     path = Path(output).absolute()
-    write_atomically(path, text.encode())
+    try:
+        write_atomically(path, text.encode())
+    except OSError as error:
+        raise storage_error("write", path, error) from error
     complain(f"{output} is written; for your editor, the first line of the config:\n#:schema {_from(config, path)}")
     return 0
 

@@ -140,10 +140,9 @@ def _on_one_line(text: str) -> str:
 
 def cells(text: str) -> int:
     """How many columns of a terminal a text takes."""
-    wide = sum(unicodedata.east_asian_width(char) in "WF" for char in text)
-    return len(text) + wide - sum(map(_is_mark, text))
+    return sum(0 if _is_mark(char) else 2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)
 
 
 def _is_mark(char: str) -> bool:
-    """Whether it changes the character before it and takes no column of its own."""
+    """Whether it belongs to the character before it and takes no column of its own."""
     return unicodedata.category(char) in ("Mn", "Me", "Cf")

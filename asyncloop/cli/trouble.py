@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from asyncloop.blame import BUG, FILES, alone, code_of, has_frames, is_others, notes_of
+from asyncloop.checkpoint import remedy_for
 from asyncloop.cli.terminal import cells, complain, strong
 from asyncloop.errors import AsyncloopError, ConfigError
 
@@ -27,13 +28,22 @@ def tell(error: BaseException) -> int:
         complain(f"{strong('a bug of asyncloop')}: please report it with what follows")
         complain("".join(traceback.format_exception(error)).rstrip())
     elif isinstance(error, AsyncloopError) or code == FILES:
-        complain("\n".join([f"{strong('error')}: {error}", *notes_of(error)]))
+        complain("\n".join([f"{strong('error')}: {_in_words(error)}", *notes_of(error)]))
         if code != FILES and error.__cause__ is not None and has_frames(error.__cause__):
             complain(_shortened(error.__cause__))
     else:
         complain(f"{strong('error')}: {type(error).__name__} in your code")
         complain(_shortened(error))
     return code
+
+
+def _in_words(error: BaseException) -> str:
+    """Of what the file system has refused without anybody expecting it: path, cause and remedy."""
+    if isinstance(error, AsyncloopError) or not isinstance(error, OSError):
+        return str(error)
+    cause = error.strerror or str(error)
+    where = "" if error.filename is None else f"cannot use {error.filename}: "
+    return f"{where}{cause}; {remedy_for(error)}"
 
 
 # --- the user's frames --------------------------------------------------------------------------------------------
