@@ -26,7 +26,6 @@ from typing import Any, cast
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load as load_arrays
-from safetensors.numpy import save as save_arrays
 
 from asyncloop.control import Claim
 from asyncloop.errors import CheckpointError, NonFiniteError, StorageError
@@ -52,9 +51,16 @@ FORMAT = 1
 Parts = Mapping[str, Any]
 """Name of a part of a checkpoint → its state."""
 
-_NATIVE = frozenset(
-    ["float64", "float32", "float16", "int64", "int32", "int16", "int8", "uint64", "uint32", "uint16", "uint8", "bool"]
-)
+_SAFETENSORS_NAMES = {
+    **{
+        f"{kind}{bits}": f"{letter}{bits}" for kind, letter in (("int", "I"), ("uint", "U")) for bits in (8, 16, 32, 64)
+    },
+    **{f"float{bits}": f"F{bits}" for bits in (16, 32, 64)},
+    "bool": "BOOL",
+}
+"""What the format has a name for; other arrays are stored as bytes, with their dtype in state.json."""
+
+Buffer = bytes | memoryview
 
 _REMEDIES = {
     errno.ENOSPC: "free some space, or choose another output directory",
@@ -272,21 +278,14 @@ class Checkpoints:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()
         encoded = {part: _encoded(state) for part, state in parts.items()}
-        files = {"state.json": _json({part: tree for part, (tree, _) in encoded.items()})}
+        files: dict[str, list[Buffer]] = {"state.json": [_json({part: tree for part, (tree, _) in encoded.items()})]}
         for part, (_, arrays) in encoded.items():
             if arrays or part == "model":
-                files[f"{part}.safetensors"] = save_arrays(arrays)
-        manifest: dict[str, Any] = {
-            "format": FORMAT,
-            "step": step,
-            "engine": engine,
-            "files": {
-                name: {"sha256": _digest(content), "bytes": len(content)} for name, content in sorted(files.items())
-            },
-        }
+                files[f"{part}.safetensors"] = _safetensors(arrays)
+        written = {name: _write_synced(aside / name, *buffers) for name, buffers in sorted(files.items())}
+        manifest: dict[str, Any] = {"format": FORMAT, "step": step, "engine": engine, "files": written}
         manifest["sha256"] = _digest(_json(manifest))
-        for name, content in (*files.items(), ("manifest.json", _json(manifest))):
-            _write_synced(aside / name, content)
+        _write_synced(aside / "manifest.json", _json(manifest))
         _sync_directory(aside)
         if target.exists():  # the same step again, with a later record (an epoch's end after a pause, say)
             before = self.directory / f".tmp-before-{target.name}"
@@ -353,11 +352,35 @@ def write_atomically(path: Path, content: bytes) -> None:
     _sync_directory(path.parent)
 
 
-def _write_synced(path: Path, content: bytes) -> None:
+def _write_synced(path: Path, *buffers: Buffer) -> dict[str, Any]:
+    """Write a file and wait until it is on the disk; its SHA-256 and its bytes. Large buffers keep no other thread waiting."""
+    digest, n_bytes = hashlib.sha256(), 0
     with open(path, "wb") as file:
-        file.write(content)
+        for buffer in buffers:
+            file.write(buffer)
+            digest.update(buffer)
+            n_bytes += len(buffer)
         file.flush()
         os.fsync(file.fileno())
+    return {"sha256": digest.hexdigest(), "bytes": n_bytes}
+
+
+def _safetensors(arrays: Mapping[str, np.ndarray[Any, Any]]) -> list[Buffer]:
+    """A file of the safetensors format, in parts: the arrays themselves, for a copy of them would hold everybody up.
+
+    Its library reads it; it lays arrays out by falling item size and name, so that each is aligned.
+    """
+    header: dict[str, Any] = {}
+    buffers: list[Buffer] = []
+    end = 0
+    for name, array in sorted(arrays.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])):
+        begin, end = end, end + array.nbytes
+        kind = _SAFETENSORS_NAMES[array.dtype.name]
+        header[name] = {"dtype": kind, "shape": list(array.shape), "data_offsets": [begin, end]}
+        buffers.append(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return [len(text).to_bytes(8, "little") + text, *buffers]
 
 
 def _sync_directory(path: Path) -> None:
@@ -384,7 +407,7 @@ def _encoded(tree: Any) -> tuple[Any, dict[str, np.ndarray[Any, Any]]]:
         if isinstance(value, np.ndarray):
             array = cast("np.ndarray[Any, Any]", value)
             entry = {"array": path}
-            if array.dtype.name not in _NATIVE or array.dtype.byteorder == ">":
+            if array.dtype.name not in _SAFETENSORS_NAMES or array.dtype.byteorder == ">":
                 if array.dtype.hasobject:
                     raise CheckpointError(f"the array {path!r} holds Python objects and cannot be saved")
                 entry |= {"dtype": array.dtype.str, "shape": cast(Any, list(array.shape))}
