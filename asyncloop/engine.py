@@ -170,10 +170,6 @@ class Engine:
         """The step of the restored checkpoint, should it turn out to be the run's last."""
         self._unfinished: EpochRecord | None = None
         """The epoch that the restored checkpoint was taken in."""
-        if self.output_dir is None:
-            for hook, name in self.bus.hooks:
-                if getattr(hook, "needs_output_dir", False):
-                    raise ConfigError(f"hook {name} writes files, but the engine has no output_dir to write to")
 
     # --- the loop -----------------------------------------------------------------------------------------------
 
@@ -531,6 +527,7 @@ class Engine:
     @asynccontextmanager
     async def _opened(self, announce: bool) -> AsyncGenerator[None]:
         failure: BaseException | None = None
+        self._check_writers()
         self._failure = self._epoch = self._held = None
         session = self._session = self._new_session()
         try:
@@ -779,6 +776,7 @@ class Engine:
             "zeroth_done": self._zeroth_done,
             "evaluated_step": self._evaluated_step,
             "changed": self._changed,
+            "restore_fallback": getattr(self.model, "restore_fallback", None),
         }
         if self.own_rng:
             record["rng"] = rng_states or rng.capture()
@@ -810,6 +808,14 @@ class Engine:
             if self.on_empty_stream == "error":
                 raise DataError(what + "; check the source, or set on_empty_stream = 'warn'")
             logger.warning("%s", what)
+
+    def _check_writers(self) -> None:
+        """Only when it begins to run: who opens a run with this engine may give it a directory until then."""
+        writers = [name for hook, name in self.bus.hooks if getattr(hook, "needs_output_dir", False)]
+        if self.output_dir is None and writers:
+            raise ConfigError(
+                *(f"hook {name} writes files, but the engine has no output_dir to write to" for name in writers)
+            )
 
     def check_streams(self) -> None:
         """ConfigError for each stream that the engine will want and the dataset lacks."""

@@ -182,6 +182,9 @@ def evaluate(
     checkpoint: Annotated[
         str, typer.Option(metavar="NAME", help="latest, best, or a step: 500 or step-00000500.")
     ] = "latest",
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Evaluate each checkpoint once, as it comes, until the run is over.")
+    ] = False,
     set: Overrides = None,
     progress: Progress = "auto",
     output_dir: OutputDir = None,
@@ -191,13 +194,19 @@ def evaluate(
 
     Results go to a directory under the run's eval/. Exit codes as for `run`; 5: there is no such run.
     """
-    from asyncloop.cli.running import evaluate_run
+    from asyncloop.cli.running import evaluate_run, watch_run
 
     *streams, run = streams_and_run
     if not streams:
         raise typer.BadParameter("name at least one stream before the run, e.g. `asyncloop eval valid latest`")
-    options: dict[str, Any] = {"config": config, "checkpoint": checkpoint, "progress": progress}
-    raise typer.Exit(evaluate_run(streams, run, set or [], as_json=as_json, output_dir=output_dir, **options))
+    options: dict[str, Any] = {"config": config, "progress": progress, "as_json": as_json}
+    if watch:
+        if checkpoint != "latest" or output_dir is not None:
+            raise typer.BadParameter(
+                "--watch takes every checkpoint, each with a directory: no --checkpoint, --output-dir"
+            )
+        raise typer.Exit(watch_run(streams, run, set or [], **options))
+    raise typer.Exit(evaluate_run(streams, run, set or [], checkpoint=checkpoint, output_dir=output_dir, **options))
 
 
 @app.command()

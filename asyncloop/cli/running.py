@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 import time
@@ -15,7 +16,7 @@ from typing import Any
 
 import anyio
 
-from asyncloop.archive import SavedRun, find_run, read_run
+from asyncloop.archive import SavedRun, find_run, read_run, runs_below
 from asyncloop.blame import alone
 from asyncloop.cli.logs import configure_logging
 from asyncloop.cli.signals import Work, say, watch
@@ -29,10 +30,13 @@ from asyncloop.rundir import now
 from asyncloop.runs import open_run, uvloop_is_there
 from asyncloop.threads import LoopHandle
 
-__all__ = ["Opening", "evaluate_run", "resume_run", "run_config"]
+__all__ = ["Opening", "evaluate_run", "resume_run", "run_config", "watch_run"]
 
 Opening = Callable[[], AbstractAsyncContextManager[Run]]
 
+logger = logging.getLogger("asyncloop")
+
+_LOOK_EVERY_S = 0.5
 _BUILDING_GRACE_S = 0.4
 """Nothing is trained yet, so nothing can be lost: what is being built may take this long to be taken down."""
 
@@ -75,6 +79,35 @@ def _nothing_to_do(saved: SavedRun, *, as_json: bool) -> int:
         complain("nothing to do: this run is finished; --set engine.epochs=… gives it more")
         _print_words(f"{saved.state}: {reason}", str(saved.path.absolute()), saved.metrics)
     return 0
+
+
+def watch_run(streams: Sequence[str], run: str, overrides: Sequence[str], *, as_json: bool, **options: Any) -> int:
+    """Evaluate each checkpoint of a run once, as it comes, until the run is over; the worst of the exit codes.
+
+    What has been evaluated on these streams is read from the run's `eval/`, so that going on watching repeats nothing.
+    """
+    path, code = find_run(run), 0
+    configure_logging()
+    logger.info("watching %s for checkpoints", path)
+    done = _evaluated(path, streams)
+    while True:
+        is_over = read_run(path).is_over  # before looking: what was saved until then is seen
+        new = [saved.path.name for saved in read_run(path).checkpoints if saved.path.name not in done]
+        for checkpoint in new:
+            done.add(checkpoint)
+            opening = partial(
+                open_evaluation, path, streams, set=overrides, own_rng=True, checkpoint=checkpoint, **options
+            )
+            code = max(code, _conduct(opening, as_json=as_json))
+        if is_over and not new:
+            return code
+        if not new:
+            time.sleep(_LOOK_EVERY_S)
+
+
+def _evaluated(path: Path, streams: Sequence[str]) -> set[str]:
+    tables = [run.table("evaluation") for run in runs_below(path / "eval") if run.state == "completed"]
+    return {table["checkpoint"] for table in tables if table.get("streams") == list(streams)}
 
 
 def evaluate_run(streams: Sequence[str], run: str, overrides: Sequence[str], *, as_json: bool, **options: Any) -> int:

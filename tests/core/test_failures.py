@@ -284,7 +284,7 @@ async def test_file_hooks_without_an_output_dir_are_an_error() -> None:
         needs_output_dir = True
 
     with pytest.raises(ConfigError, match="hook Files writes files, but the engine has no output_dir"):
-        Engine(Counting(), Arrays(), [Files()])
+        await Engine(Counting(), Arrays(), [Files()]).train()
 
 
 async def test_wrong_arguments_are_all_named_at_once() -> None:

@@ -99,9 +99,10 @@ def test_all_mistakes_are_reported_at_once() -> None:
 
 
 @pytest.mark.parametrize("hook", [SaveEvery(), SaveLatest(), SaveBest()], ids=lambda hook: type(hook).__name__)
-def test_saving_needs_a_directory(hook: Any) -> None:
+@pytest.mark.anyio
+async def test_saving_needs_a_directory(hook: Any) -> None:
     with pytest.raises(ConfigError, match="no output_dir"):
-        Engine(Counting(), Arrays(), [hook])
+        await Engine(Counting(), Arrays(), [hook]).train()
 
 
 # --- SaveBest -------------------------------------------------------------------------------------------------------

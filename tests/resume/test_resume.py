@@ -18,6 +18,7 @@ from stopping_project import make_project, outcome
 import asyncloop
 from asyncloop import AfterBatch, CheckpointError, ConfigError, Engine, NothingToResumeError, StorageError
 from asyncloop.checkpoint import Checkpoints
+from asyncloop.hooks import SaveLatest
 from asyncloop.rundir import RunDir
 
 pytestmark = pytest.mark.anyio
@@ -95,7 +96,7 @@ async def test_a_run_without_a_checkpoint_begins_again(project: Path) -> None:
 
 async def test_a_run_of_an_engine_goes_on_with_another_engine(tmp_path: Path) -> None:
     def engine(model: Any, epochs: int) -> Engine:
-        return Engine(model, Arrays(4), epochs=epochs)
+        return Engine(model, Arrays(4), [SaveLatest()], epochs=epochs)  # the directory comes from open_run
 
     whole = Counting()
     await Engine(whole, Arrays(4), epochs=3).train()

@@ -1,0 +1,48 @@
+"""`asyncloop eval`: streams of a saved run, and `--watch`, which takes each checkpoint once."""
+
+import json
+from pathlib import Path
+
+
+def evaluated(run: Path) -> list[tuple[str, list[str]]]:
+    """Checkpoint and streams of each finished evaluation, in their order."""
+    records = [json.loads(path.read_text()) for path in sorted((run / "eval").glob("*/run.json"))]
+    records.sort(key=lambda record: record["times"]["created"])
+    return [(each["evaluation"]["checkpoint"], each["evaluation"]["streams"]) for each in records]
+
+
+def test_several_streams_end_in_one_object_with_the_counters_of_the_checkpoint(asyncloop, project: Path, only_run):
+    assert asyncloop("run cfg.toml --progress none")[0] == 0
+    code, out, _ = asyncloop("eval train test latest --json --progress none")
+    found = json.loads(out)
+    assert (code, found["state"], found["reason"]) == (0, "completed", "evaluated train, test")
+    assert (found["epochs"], found["steps"], set(found["metrics"])) == (2, 10, {"train", "test"})
+    assert Path(found["dir"]).parent == only_run() / "eval"
+
+
+def test_a_wrong_call_is_told_with_an_example(asyncloop):
+    code, _, err = asyncloop("eval latest")
+    assert code == 2
+    assert "name at least one stream" in err
+    code, _, err = asyncloop("eval test latest --watch --checkpoint 3")
+    assert (code, "no --checkpoint" in err) == (2, True)
+
+
+def test_watching_evaluates_each_checkpoint_once_while_the_run_goes_on_and_ends_with_it(
+    start, asyncloop, project: Path, only_run
+):
+    (project / "cfg.toml").write_text(
+        (project / "cfg.toml").read_text() + '[[hooks]]\nclass = "SaveEvery"\nevery = "1 epoch"\n'
+    )
+    running = start("run cfg.toml --progress none --set model.step_s=1.5")  # the third of ten steps takes that long
+    running.until("ready")
+    watching = start("eval test latest --watch --progress none")
+    watching.until("watching")
+    assert running.wait() == 0
+    assert watching.wait() == 0
+    both = [("step-00000005", ["test"]), ("step-00000010", ["test"])]
+    assert evaluated(only_run()) == both
+    assert asyncloop("eval test latest --watch --progress none")[0] == 0
+    assert evaluated(only_run()) == both
+    assert asyncloop("eval train latest --watch --progress none")[0] == 0
+    assert len(evaluated(only_run())) == 4
