@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
+
+import numpy as np
 
 from asyncloop.errors import DataError, HookError, ModelError
 from asyncloop.events import AfterEpoch, AfterEvaluation, AfterTraining, BeforeEpoch, Event
@@ -79,8 +82,11 @@ class BatchGuard(Hook):
 
         return MapInline(Taken(node, N_BATCHES), produced)
 
-    def guard(self, model: Any) -> None:
-        """Let the model's `run` be followed by a look at its batch. Hashing happens on the thread that calls it."""
+    def guard(self, model: Any) -> Any:
+        """The model with a look at its batch after each `run`: itself, or one seen through if that cannot be replaced.
+
+        Hashing happens on the thread that calls it.
+        """
         run = model.run
 
         async def run_async(batch: Mapping[str, Any], *, train: bool, stream: str) -> Any:
@@ -91,7 +97,12 @@ class BatchGuard(Hook):
             before = self._before(batch, stream)
             return self._after(run(batch, train=train, stream=stream), batch, before, stream)
 
-        model.run = run_async if inspect.iscoroutinefunction(run) else run_plain
+        guarded = run_async if inspect.iscoroutinefunction(run) else run_plain
+        try:
+            model.run = guarded
+        except (AttributeError, TypeError):  # __slots__, frozen, a property, or not made in Python
+            return _SeenThrough(model, guarded)
+        return model
 
     def _before(self, batch: Mapping[str, Any], stream: str) -> Mapping[str, bytes]:
         if not isinstance(batch, _Produced):  # feeds that a before_batch hook has made
@@ -139,6 +150,22 @@ class BatchGuard(Hook):
                 )
 
 
+class _SeenThrough:
+    """A model with another `run`; everything else is read from it and written to it."""
+
+    __slots__ = ("_model", "run")
+
+    def __init__(self, model: Any, run: Callable[..., Any]) -> None:
+        object.__setattr__(self, "_model", model)
+        object.__setattr__(self, "run", run)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(object.__getattribute__(self, "_model"), name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(object.__getattribute__(self, "_model"), name, value)
+
+
 def _called(batch: Mapping[str, Any], stream: str) -> str:
     return f"stream {stream!r}" + (f", batch {batch.index}" if isinstance(batch, _Produced) else "")
 
@@ -162,14 +189,40 @@ def _hash(value: Any) -> bytes:
 
 
 def _feed(digest: Any, value: Any) -> None:
-    if isinstance(value, Mapping):
-        for key, part in cast("Mapping[Any, Any]", value).items():
+    """All of a value: no array, however large or deep inside, is hashed by the few numbers that its repr shows."""
+    array = _array_of(value)
+    if array is not None:
+        whole = not array.dtype.hasobject
+        digest.update(array.tobytes()) if whole else _feed(digest, array.tolist())
+    elif isinstance(value, Mapping):
+        items = cast("Mapping[Any, Any]", value).items()
+        digest.update(b"%d items" % len(items))
+        for key, part in items:
             digest.update(repr(key).encode())
             _feed(digest, part)
     elif isinstance(value, list | tuple):
-        for part in cast("Sequence[Any]", value):
+        parts = cast("Sequence[Any]", value)
+        digest.update(b"%d parts" % len(parts))
+        for part in parts:
             _feed(digest, part)
     else:
-        array = value.detach().cpu().numpy() if hasattr(value, "detach") else value
-        whole = hasattr(array, "tobytes") and not getattr(array.dtype, "hasobject", False)
-        digest.update(array.tobytes() if whole else repr(value).encode())
+        with np.printoptions(threshold=sys.maxsize, floatmode="unique"):
+            digest.update(repr(value).encode(errors="surrogatepass"))
+
+
+def _array_of(value: Any) -> np.ndarray[Any, Any] | None:
+    """The numbers of an array, a tensor, a table of pandas; None of anything else."""
+    if isinstance(value, type) or not (hasattr(value, "__array__") or hasattr(value, "detach")):
+        return None
+    try:
+        array = _numbers_of(value.detach().cpu()) if hasattr(value, "detach") else np.asarray(value)
+    except (TypeError, ValueError, RuntimeError):  # it does not want to be one
+        return None
+    return None if array.dtype.hasobject and array.ndim == 0 else array
+
+
+def _numbers_of(tensor: Any) -> np.ndarray[Any, Any]:
+    try:
+        return tensor.numpy()
+    except TypeError:  # bfloat16 and smaller ones, which numpy does not know and float32 holds
+        return tensor.float().numpy()

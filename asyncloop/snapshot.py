@@ -6,7 +6,10 @@ import logging
 import os
 import shutil
 import subprocess
+import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
 __all__ = ["copy_code", "git_state"]
@@ -15,59 +18,135 @@ logger = logging.getLogger("asyncloop")
 
 _CODE_FILES = 500
 _CODE_BYTES = 10 * 2**20
+_ENTRIES = 20_000
+"""Names looked at in search of code: a folder of data takes long to walk, the more so on a network."""
 _DIFF_BYTES = 2**20
+_GIT_S = 10.0
 _SKIPPED = {"__pycache__", "node_modules", "site-packages", "runs", "build", "dist"}
+_OF_OTHERS = {"run.json", "pyvenv.cfg"}
+"""What makes a directory a run's or an environment's."""
+
+Refusal = Callable[[str, OSError], None]
+
+
+# --- code ---------------------------------------------------------------------------------------------------------
 
 
 def copy_code(folder: Path, target: Path, run_dir: Path) -> None:
-    """Copy the .py and .toml files below `folder` to `target`, at most 500 files and 10 MiB. Warns, never raises."""
+    """Copy the .py and .toml files below `folder` to `target`, the nearest first, at most 500 files and 10 MiB.
+
+    Never raises: one warning says what is missing.
+    """
+    refused: list[str] = []
+
+    def refuse(path: str, error: OSError) -> None:
+        refused.append(f"{path}: {error.strerror or error}")
+
+    root = os.path.realpath(folder)
+    n_bytes = 0
+    for n_files, path in enumerate(_code_below(root, os.path.realpath(run_dir), refuse)):
+        n_bytes += _size(path)
+        if n_files == _CODE_FILES or n_bytes > _CODE_BYTES:
+            logger.warning("the code snapshot stops at %d files: %s holds too much code", n_files, folder)
+            break
+        _copy(path, target / os.path.relpath(path, root), refuse)
+    if refused:
+        logger.warning("the code snapshot lacks %d that cannot be copied, first %s", len(refused), refused[0])
+
+
+def _size(path: str) -> int:
     try:
-        _copy(folder.resolve(), target, run_dir.resolve())
-    except OSError as error:
-        logger.warning("the code snapshot is incomplete: %s", error)
+        return os.stat(path).st_size
+    except OSError:  # gone; the copy tells
+        return 0
 
 
-def _copy(folder: Path, target: Path, run_dir: Path) -> None:
-    n_files = n_bytes = 0
-    for path in _walk(folder, lambda entry: entry.resolve() != run_dir):
-        size = path.stat().st_size
-        n_files, n_bytes = n_files + 1, n_bytes + size
-        if n_files > _CODE_FILES or n_bytes > _CODE_BYTES:
-            logger.warning("the code snapshot stops at %d files: %s holds too much code", n_files - 1, folder)
-            return
-        copy = target / path.relative_to(folder)
+def _copy(path: str, copy: Path, refuse: Refusal) -> None:
+    try:
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copy)
+    except OSError as error:
+        refuse(path, error)
+        _remove(copy)
 
 
-def _walk(folder: Path, wanted: Callable[[Path], bool]) -> Iterator[Path]:
-    for entry in sorted(folder.iterdir()):
-        if entry.is_dir() and not entry.is_symlink():
-            hidden = entry.name.startswith(".") or entry.name in _SKIPPED or (entry / "pyvenv.cfg").exists()
-            if (
-                not hidden
-                and os.access(entry, os.R_OK | os.X_OK)
-                and wanted(entry)
-                and not (entry / "run.json").exists()
-            ):
-                yield from _walk(entry, wanted)
-        elif entry.suffix in (".py", ".toml") and entry.is_file():
-            yield entry
+def _remove(copy: Path) -> None:
+    try:
+        copy.unlink(missing_ok=True)
+    except OSError:
+        logger.debug("%s is part of a file", copy)
+
+
+def _code_below(folder: str, run_dir: str, refuse: Refusal) -> Iterator[str]:
+    left, folders = _ENTRIES, deque([folder])
+    while folders:
+        at = folders.popleft()
+        try:
+            with os.scandir(at) as entries:
+                there = sorted(islice(entries, left), key=lambda entry: entry.name)
+        except OSError as error:
+            refuse(at, error)
+            continue
+        left -= len(there)
+        if at != folder and _OF_OTHERS & {entry.name for entry in there}:
+            continue
+        yield from (entry.path for entry in there if entry.name.endswith((".py", ".toml")) and _is_file(entry))
+        folders += [entry.path for entry in there if _may_hold_code(entry) and entry.path != run_dir]
+        if left == 0:
+            logger.warning("the code snapshot stops at %d names: %s holds too many files", _ENTRIES, folder)
+            return
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # a link to where nobody may look
+        return False
+
+
+def _may_hold_code(entry: os.DirEntry[str]) -> bool:
+    return entry.is_dir(follow_symlinks=False) and not entry.name.startswith(".") and entry.name not in _SKIPPED
+
+
+# --- git ----------------------------------------------------------------------------------------------------------
 
 
 def git_state(folders: Iterable[Path]) -> dict[str, str] | None:
-    """`revision` and `diff` (at most 1 MiB) of the first folder in a work tree, None without one; the index stays."""
+    """`revision` and `diff` (at most 1 MiB) of the first folder in a work tree, None without one; the index stays.
+
+    Without `diff` if git cannot say it in ten seconds; a warning tells so.
+    """
     return next((found for folder in folders if (found := _git(folder))), None)
 
 
 def _git(folder: Path) -> dict[str, str] | None:
-    def ask(*words: str) -> str:
-        command = ["git", "--no-optional-locks", *words]
-        done = subprocess.run(command, cwd=folder, capture_output=True, timeout=10, check=True)
-        return done.stdout.decode(errors="replace")
-
+    command = ["git", "--no-optional-locks", "rev-parse", "HEAD"]
     try:
-        revision = ask("rev-parse", "HEAD").strip()
-        return {"revision": revision, "diff": ask("diff", "HEAD")[:_DIFF_BYTES]}
+        done = subprocess.run(command, cwd=folder, capture_output=True, timeout=_GIT_S, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
+    found = {"revision": done.stdout.decode(errors="replace").strip()}
+    try:
+        return found | {"diff": _diff(folder)}
+    except (OSError, subprocess.SubprocessError) as error:
+        logger.warning("the changes since the git revision are not recorded: %s", error)
+        return found
+
+
+def _diff(folder: Path) -> str:
+    """The changes of tracked files; no program that the user has set up for people to read them is started."""
+    plain = ["--no-ext-diff", "--no-textconv", "--no-color"]
+    command = ["git", "--no-optional-locks", "diff", *plain, "HEAD"]
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as git:
+        assert git.stdout is not None
+        late = threading.Timer(_GIT_S, git.kill)
+        late.start()
+        try:
+            text = git.stdout.read(_DIFF_BYTES)
+            if len(text) == _DIFF_BYTES:
+                git.kill()
+            elif git.wait() != 0:
+                raise subprocess.CalledProcessError(git.returncode, command)
+        finally:
+            late.cancel()
+    return text.decode(errors="replace")

@@ -12,7 +12,7 @@ from typing import Any
 import anyio
 
 from asyncloop import rng
-from asyncloop.checkpoint import bytes_of
+from asyncloop.checkpoint import bytes_of, storage_errors
 from asyncloop.config import Config, dumps
 from asyncloop.engine import Engine
 from asyncloop.errors import StorageError
@@ -48,17 +48,17 @@ def wire(parts: Parts, *, progress: str | None = None, own_rng: bool = False, de
     settings["own_rng"] = settings.get("own_rng", False) or own_rng
     hooks = with_display(parts.hooks, progress)
     hooks += always_for(parts.rundir, hooks)
-    guard = None
+    guard, model = None, parts.model
     if debug:
         from asyncloop.debugging import BatchGuard, few
 
         settings = few(settings)
         guard = BatchGuard(parts.hooks)
-        guard.guard(parts.model)
+        model = guard.guard(parts.model)
         hooks.append(guard)
     with parts.config.places.named():
         engine = Engine(
-            parts.model, parts.dataset, hooks, **settings, seed=parts.config.run.seed, output_dir=parts.rundir.path
+            model, parts.dataset, hooks, **settings, seed=parts.config.run.seed, output_dir=parts.rundir.path
         )
         engine.check_streams()
     engine.thread, engine.seeded = parts.thread, engine.own_rng
@@ -117,8 +117,9 @@ async def check_room(parts: Parts) -> None:
     needed = 2 * await parts.thread.call(lambda: bytes_of(parts.model.state_dict())) + _SPARE
 
     def free() -> tuple[Path, int]:
-        there = next(each for each in (parts.rundir.path, *parts.rundir.path.parents) if each.is_dir())
-        return there, shutil.disk_usage(there).free
+        with storage_errors("look for room for", parts.rundir.path):
+            there = next(each for each in (parts.rundir.path, *parts.rundir.path.parents) if each.is_dir())
+            return there, shutil.disk_usage(there).free
 
     async with OwnThread("asyncloop room") as thread:
         there, n_free = await thread.call(free)

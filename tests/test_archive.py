@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from asyncloop import NothingToResumeError
+from asyncloop import NothingToResumeError, StorageError
 from asyncloop.archive import find_run, read_run, runs_below, size_of
 from asyncloop.rundir import RunDir
 
@@ -54,7 +54,7 @@ def test_a_run_is_found_by_path_id_prefix_name_and_as_the_latest(tmp_path: Path)
     for name in (old, "abcd1234", "abc", "digits"):
         assert find_run(name, tmp_path) == old
     assert find_run("latest", tmp_path) == new
-    for name, message in (("ab", "2 runs match"), ("zz", "no run matches"), ("", "2 runs match")):
+    for name, message in (("ab", "2 runs match"), ("zz", "no run matches"), ("", "an empty name")):
         with pytest.raises(NothingToResumeError, match=message):
             find_run(name, tmp_path)
 
@@ -68,6 +68,94 @@ def test_a_damaged_record_is_unreadable_and_hides_no_other_run(tmp_path: Path) -
         "b-2": "unreadable",
         "c-3": "unreadable",
     }
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"times": {"created": "yesterday"}},
+        {"times": {"created": "2026-01-01T00:00:00"}},
+        {"times": {"created": 3}},
+        {"times": []},
+        {"epochs": "x"},
+        {"steps": 1.5},
+        {"metrics": [1]},
+        {"metrics": {"train": 3}},
+        {"host": 3},
+        {"git": {"revision": 3}},
+        {"evaluation": {"checkpoint": "latest"}},
+        {"tags": "one"},
+        {"command": [1]},
+        {"state": ["completed"]},
+        {"name": 7},
+    ],
+)
+def test_a_record_with_something_odd_in_it_is_not_believed(tmp_path: Path, record: dict[str, object]) -> None:
+    saved(tmp_path, "a-1", state="completed")
+    odd = saved(tmp_path, "b-2", state="completed")
+    (odd / "run.json").write_text(json.dumps({"id": "2", "state": "completed", **record}))
+    found = {run.path.name: run for run in runs_below(tmp_path)}
+    assert (found["a-1"].state, found["b-2"].state) == ("completed", "unreadable")
+    run = found["b-2"]
+    assert (run.id, run.name, run.epochs, run.steps, run.seconds, run.metrics) == ("2", "b-2", 0, 0, None, {})
+    assert find_run("latest", tmp_path).name == "a-1"
+
+
+def test_metrics_and_pointers_that_are_no_text_are_passed_over(tmp_path: Path) -> None:
+    run = saved(tmp_path, "a-1", state="failed")
+    (run / "metrics.jsonl").write_bytes(
+        b'{"stream": "train", "loss": 2.0}\n\xff\xfe\n[1]\n{"loss": 1}\n{"stream": [1]}\n'
+    )
+    folder = run / "checkpoints"
+    for name in ("step-00000001", "step-one"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "manifest.json").write_text("{}")
+    (folder / "latest").write_text("step-00000001\n")
+    (folder / "best").write_bytes(b"\xff\xfe")
+    (run / "resolved.toml").write_bytes(b"\xff")
+    found = read_run(run)
+    assert found.metrics == {"train": {"loss": 2.0}}
+    assert [(each.step, each.names) for each in found.checkpoints] == [(1, ("latest",))]
+    assert found.config == {}
+
+
+def test_a_run_in_a_directory_of_another_name_is_found_by_the_id_that_is_listed(tmp_path: Path) -> None:
+    path = saved(tmp_path, "mine")
+    (path / "run.json").write_text(json.dumps({"id": "9c01abcd", "state": "completed"}))
+    saved(tmp_path, "moons-20260102-000000-abff5678")
+    (tmp_path / "link").symlink_to(path)
+    listed = next(run.id for run in runs_below(tmp_path) if run.path == path)
+    for name in (listed, "9c01", "mine"):
+        assert find_run(name, tmp_path) == path
+    assert find_run("link", tmp_path) == tmp_path / "link"
+    with pytest.raises(NothingToResumeError, match="a run that is elsewhere is given by its path"):
+        find_run("9c02", tmp_path)
+
+
+def test_a_whole_name_wins_over_those_that_begin_with_it(tmp_path: Path) -> None:
+    short, _ = saved(tmp_path, "digits"), saved(tmp_path, "digits-2")
+    assert find_run("digits", tmp_path) == short
+
+
+def test_a_directory_that_cannot_be_read_is_an_error_and_a_deeper_one_hides_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    saved(tmp_path / "open", "a-1", state="completed")
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    scandir, is_file = os.scandir, Path.is_file
+
+    def refuse(path: Path) -> None:
+        if Path(path).is_relative_to(closed):
+            raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "scandir", lambda path: refuse(path) or scandir(path))
+    monkeypatch.setattr(Path, "is_file", lambda path: refuse(path) or is_file(path))
+    assert [run.id for run in runs_below(tmp_path, recursive=True)] == ["1"]
+    assert "closed: Permission denied" in caplog.text
+    with pytest.raises(StorageError, match=r"closed: Permission denied; check the permissions"):
+        runs_below(closed)
+    assert runs_below(tmp_path / "nowhere") == []
 
 
 def test_evaluations_of_runs_are_listed_on_request_only(tmp_path: Path) -> None:

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import sys
 import textwrap
+from array import array
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 
 import asyncloop
 from asyncloop import DataError, HookError, ModelError
+from asyncloop.debugging import BatchGuard
 
 pytestmark = pytest.mark.anyio
 
@@ -40,6 +47,17 @@ class Model:
         return {"y": batch["x"] * 2, "loss": 1.0}
     async def run_async(self, batch, *, train, stream):
         return Model.run(self, batch, train=train, stream=stream)
+    def state_dict(self):
+        return {}
+    def load_state_dict(self, state):
+        pass
+
+class Slotted:
+    __slots__ = ("spoils",)
+    input_names, output_names = ("x", "name"), ("y", "loss")
+    def __init__(self, spoils: bool = False):
+        self.spoils = spoils
+    run = Model.run
     def state_dict(self):
         return {}
     def load_state_dict(self, state):
@@ -107,3 +125,99 @@ async def test_a_debugged_run_is_tagged() -> None:
         await live
     assert live.dir is not None
     assert '"debug"' in (live.dir / "run.json").read_text()
+
+
+class WithSlots:
+    """A model whose `run` cannot be set."""
+
+    __slots__ = ("lr",)
+
+    def __init__(self) -> None:
+        self.lr = 1.0
+
+    def run(self, batch: Mapping[str, Any], *, train: bool, stream: str) -> dict[str, float]:
+        batch["x"][:] = self.lr
+        return {"loss": 1.0}
+
+
+def test_a_model_with_slots_is_watched_too() -> None:
+    guarded = BatchGuard([]).guard(WithSlots())
+    with pytest.raises(ModelError, match="the model changed its source 'x' in place"):
+        guarded.run({"x": np.zeros(3)}, train=True, stream="train")
+    guarded.lr = 2.0
+    assert guarded.lr == 2.0
+    assert not hasattr(guarded, "weights")
+
+
+class HalfPrecision:
+    """What torch's tensors of bfloat16 do: numpy has no such type."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.values = values
+
+    def detach(self) -> HalfPrecision:
+        return self
+
+    cpu = detach
+
+    def numpy(self) -> np.ndarray:
+        raise TypeError("Got unsupported ScalarType BFloat16")
+
+    def float(self) -> SimpleNamespace:
+        return SimpleNamespace(numpy=lambda: self.values.astype(np.float32))
+
+
+@dataclass
+class Sample:
+    pixels: np.ndarray
+
+
+class Table:
+    """Something that shows only its ends, as a table of pandas does."""
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.values = values
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        return self.values.copy()
+
+    def __repr__(self) -> str:
+        return "0 …"
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        lambda array: array,
+        HalfPrecision,
+        Table,
+        Sample,
+        lambda array: {"deep": [(array,)]},
+        lambda array: np.array([None, array, "word"], dtype=object),
+        lambda array: [Sample(array)],
+    ],
+)
+def test_a_change_anywhere_in_a_large_array_is_seen(held: Callable[[np.ndarray], Any]) -> None:
+    array = np.zeros(100_000)
+    value = held(array)
+    guarded = BatchGuard([]).guard(SimpleNamespace(run=lambda batch, *, train, stream: spoil(array)))
+    with pytest.raises(ModelError, match="changed its source 'x'"):
+        guarded.run({"x": value}, train=True, stream="train")
+
+
+def spoil(array: np.ndarray) -> dict[str, float]:
+    array[50_000] = 1e-3
+    return {"loss": 1.0}
+
+
+def test_what_is_no_array_but_offers_bytes_is_hashed() -> None:
+    guarded = BatchGuard([]).guard(SimpleNamespace(run=lambda batch, *, train, stream: {"loss": 1.0}))
+    batch = {"view": memoryview(b"abc"), "array": array("d", [1.0]), "text": "\ud800", "kind": np.ndarray}
+    assert guarded.run(batch, train=True, stream="train") == {"loss": 1.0}
+
+
+async def test_a_run_with_a_model_with_slots_is_watched() -> None:
+    changes = {"model.class": "debugged_parts:Slotted"}
+    assert (await debugged(**changes)).steps == 10
+    with pytest.raises(ModelError, match=r"batch 1: the model changed its source 'x' in place"):
+        await debugged(**changes, **{"model.spoils": True})

@@ -12,12 +12,15 @@ from asyncloop.cli.terminal import complain, print_json, print_table, strong
 from asyncloop.cli.trouble import code_of, tell
 from asyncloop.config import InvalidConfig
 from asyncloop.errors import ConfigError
+from asyncloop.events import Event
 from asyncloop.preflight import CheckReport
 from asyncloop.runs import check, uvloop_is_there
 
 __all__ = ["check_config"]
 
 _WRONG = 2
+_ALWAYS = ("TrainingTrace", "Recorder")
+"""Hooks that a run has though no config names them."""
 
 
 def check_config(source: str, overrides: Sequence[str], *, as_json: bool) -> int:
@@ -76,8 +79,21 @@ def _print_report(report: CheckReport) -> None:
     rows += [("model", "outputs", name, _shown(*found)) for name, found in report.outputs.items()]
     if report.n_parameters is not None:
         rows.append(("model", "parameters", "", f"{report.n_parameters:,}"))
-    rows += [("hook", name, kind, every) for name, kind, every in report.hooks]
+    rows += [("hook", name, kind, when) for name, kind, when in _hooks(report)]
     print_table(_without_repetitions(rows))
+
+
+def _hooks(report: CheckReport) -> Iterable[tuple[str, str, str]]:
+    """Name, kind and when it is called; of a hook without a cadence, the events that it handles."""
+    classes = {getattr(each.cls, "__name__", ""): each.cls for each in report.config.hooks}
+    events = ["after_batches", *(event.method for event in Event.__subclasses__() if event.method)]
+    for name, kind, every in report.hooks:
+        found = classes.get(name)
+        if found is None:
+            yield name, kind, "in every run" if name in _ALWAYS else every
+        else:
+            handled = ", ".join(event for event in events if hasattr(found, event))
+            yield name, kind, handled if every == "every event" else every
 
 
 def _shown(dtype: str, shape: tuple[int, ...]) -> str:

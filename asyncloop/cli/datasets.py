@@ -29,9 +29,7 @@ def call_method(method: str, source: str, overrides: Sequence[str], *, as_json: 
     """Build the dataset, call `method` without arguments (plain: off the loop; async: awaited), print what it returns."""
 
     async def call(dataset: Any, seed: int) -> Any:
-        function = getattr(dataset, method, None)
-        if not callable(function):
-            raise _no_method(dataset, method)
+        function = _method_of(dataset, method, source)
         if inspect.iscoroutinefunction(function):
             return await function()
         async with OwnThread(f"asyncloop dataset {method}") as thread:
@@ -90,6 +88,31 @@ def _with_dataset(source: str, overrides: Sequence[str], work: Callable[[Any, in
             return await work(dataset, run.seed)
 
     return anyio.run(main, backend_options={"use_uvloop": uvloop_is_there()})
+
+
+def _method_of(dataset: Any, method: str, source: str) -> Callable[[], Any]:
+    """ConfigError for what cannot be called without arguments, or gives nothing that can be printed."""
+    function = None if method.startswith("__") else getattr(dataset, method, None)
+    if not callable(function):
+        raise _no_method(dataset, method)
+    if method.endswith("_stream"):
+        raise ConfigError(f"{method} is a stream: `asyncloop dataset info {source}` shows its first batch")
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # not written in Python
+        return function
+    required = [name for name, each in signature.parameters.items() if _is_required(each)]
+    if required:
+        raise ConfigError(
+            f"{type(dataset).__name__}.{method} needs {', '.join(required)}, and is called without arguments here: "
+            "give defaults in its signature, or write a method that calls it"
+        )
+    return function
+
+
+def _is_required(parameter: inspect.Parameter) -> bool:
+    optional = parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+    return parameter.default is parameter.empty and not optional
 
 
 def _no_method(dataset: Any, method: str) -> ConfigError:

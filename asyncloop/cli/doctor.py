@@ -144,23 +144,28 @@ def _devices() -> Iterator[Finding]:
 
 def _disk() -> Iterator[Finding]:
     runs = "runs are made in it: change to another directory, or set run.root"
-    temporary = "worker processes and libraries write there: set TMPDIR to another directory"
-    places = (("current directory", Path.cwd(), runs), ("temporary files", Path(_temporary()), temporary))
-    for what, path, advice in places:
-        free = shutil.disk_usage(path).free
-        found = f"{size(free)} free in {path}"
-        if not os.access(path, os.W_OK):
-            yield Finding(what, f"{path} is not writable", "warning", advice)
-        elif free < _LITTLE_SPACE:
-            yield Finding(what, found, "warning", "checkpoints need twice their size while they are written")
-        else:
-            yield Finding(what, found)
+    yield _space("current directory", Path.cwd(), runs)
+    temporary = "worker processes and libraries write there: set TMPDIR to a directory that can be written"
+    try:
+        yield _space("temporary files", Path(tempfile.gettempdir()), temporary)
+    except OSError:  # it has tried them all
+        yield Finding("temporary files", "no directory for them is writable", "warning", temporary)
     shared = Path("/dev/shm")
     if shared.is_dir() and shutil.disk_usage(shared).total < 2**28:
         yield Finding(
             "shared memory", size(shutil.disk_usage(shared).total), "note",
             "worker processes pass batches through /dev/shm; in Docker: --shm-size=1g",
         )  # fmt: skip
+
+
+def _space(what: str, path: Path, advice: str) -> Finding:
+    free = shutil.disk_usage(path).free
+    if not os.access(path, os.W_OK):
+        return Finding(what, f"{path} is not writable", "warning", advice)
+    found = f"{size(free)} free in {path}"
+    if free < _LITTLE_SPACE:
+        return Finding(what, found, "warning", "checkpoints need twice their size while they are written")
+    return Finding(what, found)
 
 
 def _limits() -> Iterator[Finding]:

@@ -33,7 +33,7 @@ def list_runs(root: str, *, long: bool, recursive: bool, as_json: bool) -> int:
     headers = ("id", "name", "state", "epochs", "steps", "started", "took", "last metrics")
     extra = ("model", "dataset", "size", "directory") if long else ()
     rows = [(*_row(run), *(_details(run) if long else ())) for run in runs]
-    print_table(rows, (*headers, *extra), whole=("id",))
+    print_table(rows, (*headers, *extra), whole=("id", "directory"))
     return 0
 
 

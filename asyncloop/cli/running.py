@@ -21,7 +21,7 @@ from asyncloop.blame import alone
 from asyncloop.cli.logs import configure_logging
 from asyncloop.cli.signals import Work, say, watch
 from asyncloop.cli.terminal import complain, print_json
-from asyncloop.cli.trouble import code_of, tell
+from asyncloop.cli.trouble import code_of, tell, users_traceback
 from asyncloop.cli.wording import metric_rows
 from asyncloop.evaluation import open_evaluation
 from asyncloop.live import INTERRUPTED, Run, exit_code_of
@@ -118,19 +118,17 @@ def evaluate_run(streams: Sequence[str], run: str, overrides: Sequence[str], *, 
 def _conduct(opening: Opening, *, as_json: bool, debug: bool = False, rm: bool = False) -> int:
     configure_logging()
     try:
-        outcome = anyio.run(_run, opening, rm, backend_options={"use_uvloop": uvloop_is_there()})
+        outcome = anyio.run(_run, opening, rm, debug, backend_options={"use_uvloop": uvloop_is_there()})
     except SystemExit as leaving:  # of the user's code, to whom it does not belong to end the process
         return tell(leaving)
-    if outcome.error is not None:
+    if outcome.error is not None and not debug:
         tell(outcome.error)
     if outcome.live is not None:
         _print_outcome(outcome.live, outcome, as_json, removed=rm)
-    if debug and outcome.error is not None:
-        _look_into(outcome.error)
     return outcome.exit_code
 
 
-async def _run(opening: Opening, rm: bool) -> _Outcome:
+async def _run(opening: Opening, rm: bool, debug: bool) -> _Outcome:
     """The run itself. Raises what happens before there is one."""
     watch.listen()
     loop, live, signals = LoopHandle(), None, list[str]()
@@ -144,7 +142,7 @@ async def _run(opening: Opening, rm: bool) -> _Outcome:
         try:
             async with opening() as live:
                 live.remove_at_end = rm
-                return await _followed(live)
+                return await _followed(live, debug)
         except Exception as error:
             if live is None:
                 raise
@@ -154,12 +152,15 @@ async def _run(opening: Opening, rm: bool) -> _Outcome:
     return _Outcome(INTERRUPTED[signals[0]])
 
 
-async def _followed(live: Run) -> _Outcome:
+async def _followed(live: Run, debug: bool) -> _Outcome:
     watch.work = _training(live)
     try:
         result = await live
     except Exception as error:
         watch.outcome = code_of(error)
+        if debug:
+            tell(error)
+            _look_into(error)  # while the run's directory is there, whatever becomes of it
         raise
     finally:
         watch.work = None
@@ -180,7 +181,7 @@ def _training(live: Run) -> Work:
 
 def _newest_checkpoint(run_dir: Path | None) -> str:
     try:
-        return (run_dir / "checkpoints" / "latest").read_text().strip() if run_dir is not None else "the start"
+        return (run_dir / "checkpoints" / "latest").read_text(encoding="utf-8").strip() if run_dir is not None else "the start"
     except OSError:
         return "the start"
 
@@ -192,12 +193,12 @@ def _record_interruption(run_dir: Path | None, signal_name: str) -> None:
     path, written_by_run = run_dir / "run.json", run_dir / ".tmp-run.json"
     ended: dict[str, Any] = {"state": "interrupted", "reason": signal_name, "exit_code": INTERRUPTED[signal_name]}
     while True:  # the caller waits only so long
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_text(encoding="utf-8"))
         if record["state"] == "interrupted" and not written_by_run.exists():
             return
         record |= ended | {"times": {**record["times"], "ended": now()}}
         aside = run_dir / ".tmp-run.json-at-exit"
-        aside.write_text(json.dumps(record, indent=1) + "\n")
+        aside.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         os.replace(aside, path)
         time.sleep(0.01)
 
@@ -242,4 +243,4 @@ def _look_into(error: BaseException) -> None:
 
     complain("the debugger, where it was raised: `w` shows the stack, `u` goes up, `p name` a value, `q` leaves")
     watch.work = Work(lambda name: None, "type q to leave the debugger")
-    pdb.post_mortem(alone(error).__traceback__)
+    pdb.post_mortem(users_traceback(alone(error)))

@@ -18,6 +18,8 @@ from typing import Any, TextIO
 __all__ = ["cells", "complain", "keep_descriptors", "keep_streams", "print_json", "print_table", "strong"]
 
 _NOBODY_READS = (errno.EPIPE, errno.EIO)
+_NARROW = 8
+"""Columns of a terminal in which a text can still be read, a few letters a line."""
 
 
 class _Lasting(io.FileIO):
@@ -102,36 +104,60 @@ def print_table(
 ) -> None:
     """A table to standard output, or to `file`; through a pipe each row is one line.
 
-    In a terminal it is as wide as that, and long texts go on below; those of the columns `whole` do not.
+    In a terminal it is as wide as that, and long texts go on below, but for those of the columns `whole`. Where that
+    leaves too little for the others, each row is a list.
     """
-    file = sys.stdout if file is None else file
-    rows = [tuple(map(_on_one_line, row)) for row in rows]
-    if file.isatty():
-        _print_wrapped(rows, headers, whole, file)
+    to: TextIO = sys.stdout if file is None else file
+    lines = [tuple(map(_on_one_line, row)) for row in rows]
+    if to.isatty():
+        _print_wrapped(lines, headers, whole, to)
     else:
-        _print_padded([headers, *rows] if headers else rows, file)
+        _print_padded([headers, *lines] if headers else lines, to)
 
 
-def _print_wrapped(
-    rows: Iterable[Sequence[str]], headers: Sequence[str], whole: Collection[str], file: TextIO
-) -> None:
+def _print_wrapped(rows: Sequence[Sequence[str]], headers: Sequence[str], whole: Collection[str], file: TextIO) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=bool(headers), header_style="bold")
-    for header in headers:
-        table.add_column(header, overflow="fold", no_wrap=header in whole)
+    console = Console(file=file)
+    if headers and _least_width([headers, *rows], [header in whole for header in headers]) > console.width:
+        _print_lists(rows, headers, file)
+        return
+    table = Table(
+        *headers, box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=bool(headers), header_style="bold"
+    )
     for row in rows:
         table.add_row(*map(Text, row))
-    Console(file=file).print(table)
+    for column in table.columns:
+        column.overflow, column.no_wrap = "fold", column.header in whole
+    console.print(table)
+
+
+def _least_width(rows: Sequence[Sequence[str]], whole: Sequence[bool]) -> int:
+    """Columns of the terminal with which a table can still be read."""
+    widths = _widths(rows)
+    wrapped = (width if is_whole else min(width, _NARROW) for width, is_whole in zip(widths, whole, strict=True))
+    return sum(wrapped) + 2 * (len(widths) - 1)
+
+
+def _print_lists(rows: Sequence[Sequence[str]], headers: Sequence[str], file: TextIO) -> None:
+    width = max(map(cells, headers))
+    for row in rows:
+        for header, text in zip(headers, row, strict=True):
+            print(f"{header}{' ' * (width - cells(header) + 2)}{text}", file=file)
+        print(file=file)
 
 
 def _print_padded(rows: Sequence[Sequence[str]], file: TextIO) -> None:
-    widths = [max(map(cells, column)) for column in zip_longest(*rows, fillvalue="")]
+    widths = _widths(rows)
     for row in rows:
         line = (text + " " * (width - cells(text) + 2) for text, width in zip(row, widths, strict=False))
         print("".join(line).rstrip(), file=file)
+
+
+def _widths(rows: Sequence[Sequence[str]]) -> list[int]:
+    return [max(map(cells, column)) for column in zip_longest(*rows, fillvalue="")]
 
 
 def _on_one_line(text: str) -> str:

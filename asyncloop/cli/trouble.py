@@ -9,13 +9,14 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from types import TracebackType
 
 from asyncloop.blame import BUG, FILES, alone, code_of, has_frames, is_others, notes_of
 from asyncloop.checkpoint import remedy_for
 from asyncloop.cli.terminal import cells, complain, strong
 from asyncloop.errors import AsyncloopError, ConfigError
 
-__all__ = ["code_of", "tell"]
+__all__ = ["code_of", "tell", "users_traceback"]
 
 
 def tell(error: BaseException) -> int:
@@ -71,6 +72,20 @@ def _parts(told: traceback.TracebackException) -> Iterator[traceback.TracebackEx
         yield from _parts(told.__context__)
     for each in told.exceptions or ():
         yield from _parts(each)
+
+
+def users_traceback(error: BaseException) -> TracebackType | None:
+    """The traceback of an exception down to the deepest frame that is not ours, for a debugger; else all of it."""
+    whole: list[TracebackType] = []
+    trace = error.__traceback__
+    while trace is not None:
+        whole.append(trace)
+        trace = trace.tb_next
+    others = [n for n, each in enumerate(whole, 1) if is_others(each.tb_frame.f_code.co_filename)]
+    part = None
+    for each in reversed(whole[: others[-1]] if others else whole):
+        part = TracebackType(part, each.tb_frame, each.tb_lasti, each.tb_lineno)
+    return part
 
 
 def _is_users(file: str) -> bool:

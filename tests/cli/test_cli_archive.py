@@ -1,5 +1,6 @@
 """`ls`, `show`, `compare` and `prune` over runs that were really trained; `--rm` and `--max-time`."""
 
+import fcntl
 import json
 import os
 import pty
@@ -79,11 +80,54 @@ def test_prune_asks_and_without_a_terminal_needs_yes(asyncloop, project: Path, t
     code, out, err = asyncloop("prune")
     assert code == 2
     assert "add --yes" in err
-    assert two_runs[0] in out
+    assert (out, two_runs[0] in err) == ("", True)
     assert len(list((project / "runs").iterdir())) == 2
     code, out, _ = asyncloop("prune --yes --json")
     assert (code, [Path(path).name[-8:] for path in json.loads(out)["removed"]]) == (0, [two_runs[0]])
     assert only(project, two_runs[1]).is_dir()
+
+
+def test_prune_leaves_a_run_that_is_being_evaluated(asyncloop, project: Path, two_runs):
+    for run_id in two_runs:
+        shutil.rmtree(only(project, run_id) / "checkpoints")
+    evaluation = only(project, two_runs[0]) / "eval" / "valid-1"
+    evaluation.mkdir(parents=True)
+    (evaluation / "run.json").write_text(json.dumps({"id": "1", "state": "running"}))
+    with open(evaluation / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        code, out, _ = asyncloop("prune --yes --json")
+    assert (code, [Path(path).name[-8:] for path in json.loads(out)["removed"]]) == (0, [two_runs[1]])
+    assert evaluation.is_dir()
+    assert asyncloop("prune --yes")[0] == 0
+    assert list((project / "runs").iterdir()) == []
+
+
+def test_what_is_in_use_is_not_told_as_removed(asyncloop, project: Path, two_runs):
+    with open(only(project, two_runs[0]) / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        code, out, err = asyncloop("prune --epochs 9 --yes --json")
+    assert (code, [Path(path).name[-8:] for path in json.loads(out)["removed"]]) == (0, [two_runs[1]])
+    assert "in use and stays" in err
+
+
+def test_a_damaged_run_is_listed_and_breaks_no_command(asyncloop, project: Path, two_runs):
+    damaged = project / "runs" / "damaged-1"
+    damaged.mkdir()
+    (damaged / "run.json").write_text('{"id": "1", "state": "completed", "times": {"created": "yesterday"}}')
+    (damaged / "resolved.toml").write_text("model = 3\n")
+    (damaged / "metrics.jsonl").write_bytes(b"\xff\n3\n")
+    for command in ("ls", "ls -l", "ls -r", "show damaged-1", f"compare damaged-1 {two_runs[0]}", "prune --yes"):
+        code, out, err = asyncloop(command)
+        assert (code, "Traceback" in err) == (0, False), command
+        assert "unreadable" in out or command.startswith("prune")
+    assert damaged.is_dir()
+
+
+def test_a_run_made_in_a_directory_of_another_name_is_shown_by_its_id(asyncloop, project: Path):
+    assert asyncloop("run cfg.toml --progress none --output-dir runs/mine")[0] == 0
+    run_id = json.loads(asyncloop("ls --json")[1])[0]["id"]
+    code, out, _ = asyncloop(f"show {run_id[:5]}")
+    assert (code, out.splitlines()[1].split()) == (0, ["directory", "runs/mine"])
 
 
 def test_prune_removes_by_epochs_and_what_hooks_have_made_but_nothing_else(asyncloop, project: Path, two_runs):

@@ -19,6 +19,18 @@ def test_check_shows_sources_and_outputs_of_one_batch(asyncloop, project: Path):
     assert not (project / "runs").exists()
 
 
+def test_check_says_when_a_hook_is_called_and_which_ones_every_run_has(asyncloop, project: Path):
+    hooks = '[[hooks]]\nclass = "SaveBest"\nvariable = "loss"\n[[hooks]]\nclass = "SaveEvery"\nevery = "2 steps"\n'
+    (project / "cfg.toml").write_text((project / "cfg.toml").read_text() + hooks)
+    _, out, _ = asyncloop("check cfg.toml --set 'hooks.0.stream=\"train\"'")
+    lines = {words[0]: " ".join(words[1:]) for line in out.splitlines() if (words := line.removeprefix("hook").split())}
+    assert "after_evaluation" in lines["SaveBest"]
+    assert "every event" not in out
+    assert "2 steps" in lines["SaveEvery"]
+    assert lines["TrainingTrace"].endswith("in every run")
+    assert lines["Recorder"].endswith("in every run")
+
+
 def test_check_answers_in_json(asyncloop):
     code, out, _ = asyncloop("check cfg.toml --json")
     found = json.loads(out)

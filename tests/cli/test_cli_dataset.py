@@ -26,6 +26,8 @@ class Data:
         yield {"x": np.zeros((2, 3), dtype=np.uint8)}
     def statistics(self):
         return {"n": self.n}
+    def fetch(self, url, *, folder, quick=True):
+        pass
     async def download(self):
         await asyncio.sleep(0)
         print("downloading")
@@ -73,6 +75,45 @@ def test_mistakes_are_told_with_their_exit_codes(asyncloop, data):
     (data / "cfg.toml").write_text('[model]\nclass = "mine:Data"\n')
     code, _, err = asyncloop("dataset info cfg.toml")
     assert (code, "there is no [dataset]" in err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("fetch", "Data.fetch needs url, folder, and is called without arguments here"),
+        ("train_stream", "train_stream is a stream: `asyncloop dataset info cfg.toml` shows its first batch"),
+        ("__init__", "Data has no method '__init__'"),
+        ("__class__", "Data has no method '__class__'"),
+    ],
+)
+def test_a_method_that_cannot_be_called_so_is_refused_in_words(asyncloop, data, method, message):
+    code, out, err = asyncloop(f"dataset {method} cfg.toml")
+    assert (code, out) == (2, "")
+    assert message in err
+    assert "Traceback" not in err
+
+
+def test_a_place_for_the_schema_that_cannot_be_written_is_named(asyncloop, project: Path):
+    code, _, err = asyncloop("schema --output nowhere/x.json")
+    assert (code, err.count("\n")) == (4, 1)
+    assert f"cannot write {project}/nowhere/x.json: No such file or directory; " in err
+    assert ".tmp-" not in err
+
+
+def test_the_doctor_says_what_a_missing_place_for_temporary_files_means(monkeypatch, tmp_path):
+    from asyncloop.cli import doctor
+
+    def refuse():
+        raise FileNotFoundError(2, "No usable temporary directory found")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(doctor.tempfile, "gettempdir", refuse)
+    assert ["TMPDIR" in each.advice for each in doctor._disk() if each.what == "temporary files"] == [True]
+    monkeypatch.setattr(doctor.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(doctor.os, "access", lambda path, mode: False)
+    advice = {each.what: each.advice for each in doctor._disk()}
+    assert "runs are made" in advice["current directory"]
+    assert "TMPDIR" in advice["temporary files"]
 
 
 def test_the_doctor_reports_versions_and_a_file_that_hides_a_module(asyncloop, project: Path):

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,24 @@ def test_a_directory_that_cannot_be_written_is_named(asyncloop, project: Path):
     assert code == 4
     assert "cannot write file/in" in err
     assert "Traceback" not in err
+
+
+def test_a_file_in_the_place_of_the_directory_is_said_to_be_one(asyncloop):
+    code, out, err = asyncloop("init cfg.toml")
+    assert (code, out) == (2, "")
+    assert "cfg.toml is a file; name the directory to make the project in" in err
+
+
+@pytest.mark.parametrize(("template", "size"), [("numpy", "hidden"), ("stream", "window")])
+def test_a_template_refuses_the_weights_of_another_network(template: str, size: str):
+    source = resources.files("asyncloop") / "templates" / template / "model.py"
+    names: dict = {}
+    exec(source.read_text(encoding="utf-8"), names)
+    model = names["TwoLayers" if template == "numpy" else "LinearPredictor"]
+    saved = model(**{size: 7}).state_dict()
+    model(**{size: 7}).load_state_dict(saved)
+    with pytest.raises(ValueError, match=rf"7.*9.*another.*|7.*9.*`{size}`"):
+        model(**{size: 9}).load_state_dict(saved)
 
 
 def test_a_template_that_is_not_there_is_refused_with_those_that_are(asyncloop):

@@ -51,4 +51,8 @@ class TwoLayers:
         return {"weights": self.weights_}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        found = {name: np.shape(value) for name, value in state["weights"].items()}
+        expected = {name: value.shape for name, value in self.weights_.items()}
+        if found != expected:
+            raise ValueError(f"the saved weights are {found}, this model's {expected}: is `hidden` another one?")
         self.weights_ = dict(state["weights"])

@@ -36,4 +36,8 @@ class LinearPredictor:
         return {"w": self.w, "b": self.b, "lr": self.lr}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        if np.shape(state["w"]) != self.w.shape:
+            raise ValueError(
+                f"weights {np.shape(state['w'])} were saved, this model has {self.w.shape}: another `window`?"
+            )
         self.w, self.b, self.lr = state["w"], state["b"], state["lr"]
