@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 import subprocess
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from pathlib import Path
+
+from asyncloop.redact import redacted
 
 __all__ = ["copy_code", "git_state"]
 
@@ -64,7 +65,9 @@ def _size(path: str) -> int:
 def _copy(path: str, copy: Path, refuse: Refusal) -> None:
     try:
         copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, copy)
+        content = Path(path).read_bytes()
+        text = content.decode(errors="surrogateescape")
+        copy.write_bytes(redacted(text).encode(errors="surrogateescape"))
     except OSError as error:
         refuse(path, error)
         _remove(copy)

@@ -76,14 +76,15 @@ def test_a_file_that_cannot_be_copied_is_counted_and_ends_nothing(
     (source / "below").mkdir(parents=True)
     for name in ("a.py", "b.py", "c.toml", "below/d.py"):
         (source / name).write_text(name)
-    copyfile = shutil.copyfile
+    write = Path.write_bytes
 
-    def copy(path: str, to: Path) -> None:
-        copyfile(path, to)
-        if Path(path).name in ("a.py", "b.py"):
+    def half_written(path: Path, content: bytes) -> int:
+        if path.name in ("a.py", "b.py"):
+            write(path, content[:1])
             raise OSError(5, "Input/output error")
+        return write(path, content)
 
-    monkeypatch.setattr(shutil, "copyfile", copy)
+    monkeypatch.setattr(Path, "write_bytes", half_written)
     copy_code(source, target, tmp_path / "run")
     assert {str(path.relative_to(target)) for path in target.rglob("*.*")} == {"c.toml", "below/d.py"}
     assert caplog.text.count("WARNING") == 1

@@ -27,6 +27,7 @@ def configure_logging() -> None:
     handler = _handler(cast(TextIO, _CurrentStderr()), sys.stderr.isatty())
     handler.addFilter(lambda record: not hasattr(record, "log_only"))  # for log.txt: the command's own words say it
     logging.basicConfig(level=logging.INFO, handlers=[handler])
+    logging.captureWarnings(True)
 
 
 def _handler(stream: TextIO, on_terminal: bool) -> logging.Handler:

@@ -119,12 +119,18 @@ def _conduct(opening: Opening, *, as_json: bool, debug: bool = False, rm: bool =
     configure_logging()
     try:
         outcome = anyio.run(_run, opening, rm, debug, backend_options={"use_uvloop": uvloop_is_there()})
-    except SystemExit as leaving:  # of the user's code, to whom it does not belong to end the process
-        return tell(leaving)
+    except (
+        Exception,
+        SystemExit,
+    ) as error:  # before there was a run; to end the process is not the user's code's to do
+        outcome = _Outcome(tell(error), reason=redacted(f"{type(error).__name__}: {error}"))
     if outcome.error is not None and not debug:
         tell(outcome.error)
     if outcome.live is not None:
         _print_outcome(outcome.live, outcome, as_json, removed=rm)
+    elif as_json:
+        nothing: dict[str, Any] = {"epochs": 0, "steps": 0, "metrics": {}}
+        _print_object(None, None, "failed", outcome.reason, outcome.exit_code, nothing)
     return outcome.exit_code
 
 
@@ -149,7 +155,7 @@ async def _run(opening: Opening, rm: bool, debug: bool) -> _Outcome:
             return _Outcome(code_of(error), live, f"{type(error).__name__}: {error}", error)
         finally:
             watch.work = None
-    return _Outcome(INTERRUPTED[signals[0]])
+    return _Outcome(INTERRUPTED[signals[0]], reason=signals[0])
 
 
 async def _followed(live: Run, debug: bool) -> _Outcome:
@@ -181,7 +187,11 @@ def _training(live: Run) -> Work:
 
 def _newest_checkpoint(run_dir: Path | None) -> str:
     try:
-        return (run_dir / "checkpoints" / "latest").read_text(encoding="utf-8").strip() if run_dir is not None else "the start"
+        return (
+            (run_dir / "checkpoints" / "latest").read_text(encoding="utf-8").strip()
+            if run_dir is not None
+            else "the start"
+        )
     except OSError:
         return "the start"
 
@@ -218,7 +228,7 @@ def _print_outcome(live: Run, outcome: _Outcome, as_json: bool, *, removed: bool
 
 
 def _print_object(
-    run_id: str, run_dir: str | None, state: str, reason: str, exit_code: int, counters: Mapping[str, Any]
+    run_id: str | None, run_dir: str | None, state: str, reason: str, exit_code: int, counters: Mapping[str, Any]
 ) -> None:
     head = {"id": run_id, "dir": run_dir, "state": state, "reason": reason}
     print_json({**head, "exit_code": exit_code, **counters})

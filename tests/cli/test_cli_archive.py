@@ -186,12 +186,17 @@ def test_a_secret_of_the_environment_is_nowhere(asyncloop, project: Path, only_r
         (project / "cfg.toml").read_text() + '[[hooks]]\nclass = "told:Tells"\nword = "${env:SECRET}"\n'
     )
     (project / "told.py").write_text(
-        "import logging\n"
+        "import logging, warnings\n"
+        "# once it stood here: hunter2-hunter2\n"
         "class Tells:\n"
-        "    def __init__(self, word: str):\n"
+        "    def __init__(self, word: str, fails: bool = False):\n"
         "        self.word = word\n"
+        "        if fails:\n"
+        "            raise ValueError(word)\n"
         "    def after_epoch(self, event):\n"
         "        logging.getLogger('mine').warning('the word is %s', self.word)\n"
+        "        warnings.warn(self.word)\n"
+        "        event.data['train']['word'] = self.word\n"
         "        raise ValueError(f'cannot use {self.word!r}')\n"
     )
     code, out, err = asyncloop("run cfg.toml --json")
@@ -200,6 +205,9 @@ def test_a_secret_of_the_environment_is_nowhere(asyncloop, project: Path, only_r
     assert "cannot use '${env:SECRET}'" in json.loads(out)["reason"]
     files = [path for path in only_run().rglob("*") if path.is_file()]
     assert len(files) > 8
+    told = asyncloop("check cfg.toml --json --set hooks.0.fails=true")
+    assert told[0] == 3
+    out += "".join(map(str, told)) + "".join(map(str, asyncloop("show latest --json")))
     for text in (out, err, *(path.read_bytes().decode(errors="replace") for path in files)):
         assert "hunter2" not in text
 
