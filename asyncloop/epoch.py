@@ -15,6 +15,7 @@ from asyncloop.checkpoint import copy_state
 from asyncloop.errors import CheckpointError
 from asyncloop.events import AfterBatch, EpochData, Event
 from asyncloop.model_thread import Stretch
+from asyncloop.redact import redacted
 from asyncloop.stats import Timings, WeightedMeans
 from asyncloop.stream import BufferStatistics
 
@@ -174,5 +175,5 @@ def savable(data: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         kept[stream] = {}
         for name, value in values.items():
             with suppress(CheckpointError):
-                kept[stream][name] = copy_state(value)
+                kept[stream][name] = copy_state(redacted(value) if isinstance(value, str) else value)
     return kept
