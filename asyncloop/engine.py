@@ -777,6 +777,8 @@ class Engine:
             "evaluated_step": self._evaluated_step,
             "changed": self._changed,
             "restore_fallback": getattr(self.model, "restore_fallback", None),
+            "input_names": list(getattr(self.model, "input_names", ())),
+            "output_names": list(getattr(self.model, "output_names", ())),
         }
         if self.own_rng:
             record["rng"] = rng_states or rng.capture()

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import logging
+import tomllib
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from asyncloop.archive import find_run, is_run, read_run
 from asyncloop.checkpoint import Checkpoints, Saved, load_weights
-from asyncloop.config import Config, dumps, load_config
+from asyncloop.config import Component, Config, InvalidConfig, dumps, import_object, load_config
+from asyncloop.config.components import OFFERED
+from asyncloop.config.signature import Constructor
 from asyncloop.engine import Engine, Result
+from asyncloop.errors import CheckpointError
 from asyncloop.live import Run, background
 from asyncloop.model_thread import ModelThread
 from asyncloop.preflight import Parts, build, build_hooks
@@ -30,18 +34,110 @@ logger = logging.getLogger("asyncloop")
 Overrides = Mapping[str, Any] | Sequence[str]
 
 
-def load_model(run: str | Path, checkpoint: str = "latest") -> Any:
+def load_model(run: str | Path, checkpoint: str = "latest", *, dataset: Any = None) -> Any:
     """The model of a saved run with the weights of a checkpoint, ready for inference, built in the calling thread.
 
     `run` is a run directory, an id or a unique prefix of one under `runs`, or `latest`; `checkpoint` is `latest`,
-    `best` or a step. Raises NothingToResumeError if there is no such run, CheckpointError if the checkpoint is damaged.
+    `best` or a step. A model whose constructor names `dataset` gets the given one, or else the run's own, built anew.
+    If its class is gone, the one that it named as `restore_fallback` takes its place, with a warning.
+    Raises NothingToResumeError if there is no such run, CheckpointError if the checkpoint is damaged.
     """
     path = find_run(run)
-    saved = Checkpoints(path / "checkpoints").read(checkpoint)
-    config = saved_config(path)
-    model: Any = config.model.build(dataset=config.dataset.build(output_dir=path), output_dir=path)
-    load_weights(model, saved)
+    found = _read(path, checkpoint)
+    component, own_dataset = _model_and_dataset(path, _fallback_of(found))
+    saved = _needed(found, component)
+    if dataset is None and "dataset" in component.accepts:
+        dataset = own_dataset().build(output_dir=path)
+    model: Any = component.build(dataset=dataset, output_dir=path)
+    if saved is not None:
+        load_weights(model, saved)
     return model
+
+
+def _read(path: Path, checkpoint: str) -> Saved | CheckpointError:
+    """A checkpoint, or what is wrong with it: that depends on the model, which may not need one."""
+    try:
+        return Checkpoints(path / "checkpoints").read(checkpoint)
+    except CheckpointError as error:
+        return error
+
+
+def _needed(found: Saved | CheckpointError, *models: Component) -> Saved | None:
+    """The checkpoint that weights are loaded from; None for models that have none of their own (an ensemble)."""
+    if all(getattr(model.cls, "has_no_weights", False) for model in models):
+        return None
+    if isinstance(found, CheckpointError):
+        raise found
+    return found
+
+
+def _model_and_dataset(path: Path, fallback: str | None) -> tuple[Component, Callable[[], Component]]:
+    """The model of a run, and its dataset, which may be gone as long as nobody asks for it."""
+    try:
+        config = saved_config(path)
+        return config.model, lambda: config.dataset
+    except InvalidConfig as error:
+        gone, document = error, _restored(path, error, fallback)
+        if document is None:
+            raise
+    is_lost = any(each.key.partition(".")[0] == "dataset" for each in gone.details)
+    dataset = {"class": f"{__name__}:{_LostDataset.__name__}"} if is_lost else document["dataset"]
+    needed = {"run": document["run"], "dataset": dataset, "model": document["model"]}
+    restored = load_config(needed, folders=_folders(path)[0])
+
+    def own_dataset() -> Component:
+        if is_lost:
+            raise gone
+        return restored.dataset
+
+    return restored.model, own_dataset
+
+
+class _LostDataset:
+    """Stands where a dataset stood that cannot be built any more, while the model is restored without it."""
+
+
+# --- a class that is gone -----------------------------------------------------------------------------------------
+
+
+def _fallback_of(found: Saved | CheckpointError) -> str | None:
+    """The class that the model named as its `restore_fallback` when the checkpoint was written."""
+    return None if isinstance(found, CheckpointError) else found.engine.get("restore_fallback")
+
+
+def _is_gone(error: InvalidConfig) -> bool:
+    """Whether the model's class is missing because its module or its name is; not if importing it fails."""
+    return any(each.key == "model.class" and each.cause is None for each in error.details)
+
+
+def _restored(path: Path, error: InvalidConfig, fallback: str | None) -> dict[str, Any] | None:
+    """The run's resolved config with the fallback as its model, and of [model] the keys that this one takes.
+
+    None if it is not due. Warns. A fallback that cannot be imported either is noted on `error`.
+    """
+    if fallback is None or not _is_gone(error):
+        return None
+    try:
+        takes = Constructor.of(cast(Callable[..., object], import_object(fallback, kind="model")))
+    except InvalidConfig as second:
+        error.add_note(f"its restore_fallback cannot be imported either: {second}")
+        return None
+    document = tomllib.loads((path / "resolved.toml").read_text(encoding="utf-8"))
+    table = document["model"]
+    document["model"] = {**_taken(table, takes), "class": fallback}
+    for section in document.get("eval", {}).values():
+        if "model" in section and section["model"].get("class", table["class"]) == table["class"]:
+            section["model"] = _taken(section["model"], takes)
+    left_out = [name for name in table if name not in document["model"]]
+    without = f" without {', '.join(left_out)}, which it does not take" if left_out else ""
+    logger.warning("%s: the model's class %s is gone; restored as %s%s", path, table["class"], fallback, without)
+    return document
+
+
+def _taken(table: Mapping[str, Any], takes: Constructor) -> dict[str, Any]:
+    """The arguments in a [model] table that a constructor takes."""
+    names = takes.parameters.keys() - OFFERED["model"]
+    return {name: value for name, value in table.items() if name != "class" and (name in names or takes.open)}
 
 
 async def init_weights(model: Any, thread: ModelThread, run: str | Path) -> dict[str, Any]:
@@ -63,18 +159,32 @@ def saved_config(
     *,
     set: Overrides = (),
     for_eval: str | None = None,
+    fallback: str | None = None,
 ) -> Config:
     """The config of a saved run (or `source` in its place), with the modules it names imported.
 
     They come from the folder that the run was started from, while it is there; else from the run's own copy.
+    `fallback` takes the place of a model's class that is gone, with a warning.
     """
-    folder, code = read_run(run).record.get("folder"), run / "code"
-    folders = [each for each in (Path(folder) if folder else Path(), code) if each.is_dir()]
-    if folder and not Path(folder).is_dir():
-        logger.warning("%s is gone: classes come from the run's own copy, %s", folder, code)
+    folders, lost = _folders(run)
+    if lost is not None:
+        logger.warning("%s is gone: classes come from the run's own copy, %s", lost, run / "code")
     if source is not None:
         return load_config(source, set=set, for_eval=for_eval)
-    return load_config(run / "resolved.toml", set=set, for_eval=for_eval, folders=folders)
+    try:
+        return load_config(run / "resolved.toml", set=set, for_eval=for_eval, folders=folders)
+    except InvalidConfig as error:
+        document = _restored(run, error, fallback)
+        if document is None:
+            raise
+        return load_config(document, set=set, for_eval=for_eval, folders=folders)
+
+
+def _folders(run: Path) -> tuple[list[Path], Path | None]:
+    """Where a run's modules come from, those that are there; and the folder it was started from, if that is gone."""
+    folder = read_run(run).record.get("folder")
+    folders = [each for each in (Path(folder) if folder else Path(), run / "code") if each.is_dir()]
+    return folders, Path(folder) if folder and not Path(folder).is_dir() else None
 
 
 # --- evaluation ---------------------------------------------------------------------------------------------------
@@ -107,10 +217,12 @@ async def open_evaluation(
     NothingToResumeError and CheckpointError before anything is made.
     """
 
-    def read() -> tuple[Path, Saved, list[_Group], RunDir]:
+    def read() -> tuple[Path, Saved | None, list[_Group], RunDir]:
         path = find_run(run)
-        saved = Checkpoints(path / "checkpoints").read(checkpoint)
-        groups = _groups(streams, lambda stream: saved_config(path, config, set=set, for_eval=stream))
+        found = _read(path, checkpoint)
+        own = partial(saved_config, path, config, set=set, fallback=_fallback_of(found))
+        groups = _groups(streams, lambda stream: own(for_eval=stream))
+        saved = _needed(found, *(group.config.model for group in groups))
         exact = None if output_dir is None else Path(output_dir)
         return path, saved, groups, RunDir.plan(path / "eval", "-".join(streams)[:100], exact)
 
@@ -119,8 +231,9 @@ async def open_evaluation(
             path, saved, groups, rundir = await thread.call(read)
         built = await _built(stack, groups, rundir, saved)
         engines = [(_evaluator(parts, saved, rundir, progress, own_rng), group.streams) for group, parts in built]
+        name = None if saved is None else saved.path.name
         entries = {
-            "evaluation": {"run": path.absolute(), "checkpoint": saved.path.name, "streams": list(streams)},
+            "evaluation": {"run": path.absolute(), "checkpoint": name, "streams": list(streams)},
             "seed": groups[0].config.run.seed,
             "tags": groups[0].config.run.tags,
         }
@@ -145,7 +258,7 @@ def _groups(streams: Sequence[str], load: Callable[[str], Config]) -> list[_Grou
 
 
 async def _built(
-    stack: AsyncExitStack, groups: Sequence[_Group], rundir: RunDir, saved: Saved
+    stack: AsyncExitStack, groups: Sequence[_Group], rundir: RunDir, saved: Saved | None
 ) -> list[tuple[_Group, Parts]]:
     """Dataset and model once for all groups that want the same; hooks for each, in directories of their own if many."""
     built: list[tuple[_Group, Parts]] = []
@@ -155,7 +268,8 @@ async def _built(
         same = next((p for g, p in built if (g.config.dataset, g.config.model) == (config.dataset, config.model)), None)
         if same is None:
             parts = await stack.enter_async_context(build(config, own))
-            await parts.thread.call(load_weights, parts.model, saved)
+            if saved is not None and not getattr(parts.model, "has_no_weights", False):
+                await parts.thread.call(load_weights, parts.model, saved)
         else:
             parts = replace(same, config=config, rundir=own, hooks=await build_hooks(config, same.dataset, own))
         check_streams(parts.dataset, group.streams)
@@ -163,7 +277,7 @@ async def _built(
     return built
 
 
-def _evaluator(parts: Parts, saved: Saved, rundir: RunDir, progress: str | None, own_rng: bool) -> Engine:
+def _evaluator(parts: Parts, saved: Saved | None, rundir: RunDir, progress: str | None, own_rng: bool) -> Engine:
     settings: dict[str, Any] = parts.config.engine.kwargs()
     settings["own_rng"] = settings.get("own_rng", False) or own_rng
     hooks = [*with_display(parts.hooks, progress), Recorder(rundir)]
@@ -171,8 +285,9 @@ def _evaluator(parts: Parts, saved: Saved, rundir: RunDir, progress: str | None,
         parts.model, parts.dataset, hooks, **settings, seed=parts.config.run.seed, output_dir=parts.rundir.path
     )
     engine.thread, engine.read_only = parts.thread, True
-    engine.progress.step = saved.step
-    engine.progress.epoch = engine.progress.epochs_done = saved.engine["epochs_done"]
+    if saved is not None:
+        engine.progress.step = saved.step
+        engine.progress.epoch = engine.progress.epochs_done = saved.engine["epochs_done"]
     engine.run_info = replace(engine.run_info, id=rundir.id, name=rundir.name, dir=parts.rundir.path)
     return engine
 
