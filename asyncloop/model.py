@@ -15,7 +15,8 @@ class Model(Protocol):
     """Runs batches. Built, run, saved and loaded on the model thread only.
 
     Optional: `live: dict[str, type]` with `set_parameters(**changes)` (what `control.set` may change),
-    `restore_fallback: str`, `weights() -> Mapping`.
+    `restore_fallback: str` ("module:Class", which takes over when this class can no longer be imported),
+    `weights() -> Mapping`, `has_no_weights = True` (it can be loaded from a run without a checkpoint).
     """
 
     input_names: Sequence[str]
