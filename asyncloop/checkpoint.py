@@ -17,8 +17,8 @@ import logging
 import os
 import shutil
 import threading
-from collections.abc import Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -178,8 +178,9 @@ class Checkpoints:
         target = self.directory / name
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            self._write_new(target, step, parts, engine)
-            self._settle(name, list(claims))
+            claims = list(claims)
+            self._write_new(target, step, parts, engine, claims)
+            self._settle(name, claims)
         except OSError as error:
             shutil.rmtree(self.directory / f".tmp-{name}", ignore_errors=True)  # give the space back
             if isinstance(error, StorageError):
@@ -189,8 +190,9 @@ class Checkpoints:
 
     def read(self, name: str = "latest") -> Saved:
         """Read a checkpoint by directory name, pointer (`latest`, `best`) or step; every file's hash is checked."""
-        path = self.find(name)
+        path = self.directory / str(name)
         try:
+            path = self.find(name)
             written = (path / "manifest.json").read_bytes()
             manifest = json.loads(written)
             if manifest.get("format") != FORMAT:
@@ -216,7 +218,9 @@ class Checkpoints:
     def read_newest(self, *, strict: bool = False) -> Saved | None:
         """The checkpoint to go on from: `latest`, or the newest before it that is whole; None if there never was one.
 
-        A damaged one is named in a warning. Raises CheckpointError if all are damaged, or with `strict` for the first.
+        A damaged one is named in a warning, and so is one that was written after a failure and lacks what the failure
+        has cost: it is taken only if there is no other. Raises CheckpointError if all are damaged, or with `strict` for
+        the first.
         """
         names = self.names()
         newest = self._pointed("latest")
@@ -224,23 +228,31 @@ class Checkpoints:
             raise CheckpointError(f"`latest` names {newest}, which is not there or not complete")
         first = names.index(newest) + 1 if newest in names else len(names)
         damaged: CheckpointError | None = None
+        lacking: Saved | None = None
         for name in reversed(names[:first]):
             try:
-                return self.read(name)
+                saved = self.read(name)
+                if "lacks" not in saved.engine:
+                    return saved
+                lacking = lacking or saved
+                logger.warning("%s lacks %s; going back to the one before", saved.path, _listed(saved.engine["lacks"]))
             except CheckpointError as error:
                 if strict:
                     raise
                 damaged = damaged or error
                 logger.warning("%s; going back to the one before", error)
-        if damaged is not None:
+        if lacking is not None and lacking.step == 0:  # nothing is lost where the run begins again
+            return None
+        if lacking is not None:
+            logger.warning("there is none before: going on from %s, and what it lacks stays lost", lacking.path)
+        elif damaged is not None:
             raise damaged
-        return None
+        return lacking
 
     def _pointed(self, pointer: str) -> str | None:
-        try:
-            return (self.directory / pointer).read_text().strip()
-        except OSError:
-            return None
+        path = self.directory / pointer
+        with storage_errors("read", path):
+            return path.read_text().strip() if path.is_file() else None
 
     def find(self, name: str = "latest") -> Path:
         """The directory of a checkpoint; CheckpointError that lists what there is."""
@@ -260,20 +272,29 @@ class Checkpoints:
 
     def names(self) -> list[str]:
         """The complete checkpoints, oldest first."""
-        if not self.directory.is_dir():
-            return []
-        return sorted(entry.name for entry in self.directory.glob("step-*") if (entry / "manifest.json").is_file())
+        with storage_errors("look into", self.directory):
+            if not self.directory.is_dir():
+                return []
+            return sorted(entry.name for entry in self.directory.glob("step-*") if (entry / "manifest.json").is_file())
 
     def clean(self) -> None:
-        """Remove what a killed writer left behind."""
-        for before in self.directory.glob(".tmp-before-*"):  # killed between the two renames of a replacement
-            target = self.directory / before.name.removeprefix(".tmp-before-")
-            if not target.exists():
-                os.rename(before, target)
-        for leftover in self.directory.glob(".tmp-*"):
-            shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+        """Remove what a killed writer left behind, and end what it had begun."""
+        with storage_errors("tidy up", self.directory):
+            for before in self.directory.glob(".tmp-before-*"):  # killed between the two renames of a replacement
+                target = self.directory / before.name.removeprefix(".tmp-before-")
+                if not target.exists():
+                    os.rename(before, target)
+            for leftover in self.directory.glob(".tmp-*"):
+                shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+            names = self.names()
+            if len(names) == 1 and self._pointed("latest") is None:  # the first of all, and no pointer names it yet
+                with suppress(ValueError, KeyError, TypeError):  # a damaged one is told of when it is read
+                    manifest = json.loads((self.directory / names[0] / "manifest.json").read_bytes())
+                    self._settle(names[0], [Claim(*claim) for claim in manifest["claims"]])
 
-    def _write_new(self, target: Path, step: int, parts: Parts, engine: Mapping[str, Any]) -> None:
+    def _write_new(
+        self, target: Path, step: int, parts: Parts, engine: Mapping[str, Any], claims: Iterable[Claim]
+    ) -> None:
         aside = self.directory / f".tmp-{target.name}"
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()
@@ -283,7 +304,10 @@ class Checkpoints:
             if arrays or part == "model":
                 files[f"{part}.safetensors"] = _safetensors(arrays)
         written = {name: _write_synced(aside / name, *buffers) for name, buffers in sorted(files.items())}
-        manifest: dict[str, Any] = {"format": FORMAT, "step": step, "engine": engine, "files": written}
+        wanted = [[claim.owner, claim.keep, claim.pointer] for claim in claims]
+        manifest: dict[str, Any] = {
+            "format": FORMAT, "step": step, "engine": engine, "claims": wanted, "files": written
+        }  # fmt: skip
         manifest["sha256"] = _digest(_json(manifest))
         _write_synced(aside / "manifest.json", _json(manifest))
         _sync_directory(aside)
@@ -291,7 +315,12 @@ class Checkpoints:
             before = self.directory / f".tmp-before-{target.name}"
             shutil.rmtree(before, ignore_errors=True)
             os.rename(target, before)
-            os.rename(aside, target)
+            try:
+                os.rename(aside, target)
+            except OSError:
+                with suppress(OSError):  # else `clean` does it, before the run goes on
+                    os.rename(before, target)
+                raise
             shutil.rmtree(before)
         else:
             os.rename(aside, target)
@@ -305,11 +334,15 @@ class Checkpoints:
                 own.append(name)
             if claim.keep is not None:
                 del own[: max(len(own) - claim.keep, 0)]
-            if claim.pointer is not None:
-                write_atomically(self.directory / claim.pointer, f"{name}\n".encode())
-        write_atomically(self.directory / "latest", f"{name}\n".encode())
-        write_atomically(self.directory / "claims.json", _json(self._claims))
-        wanted = {name, *(kept for own in self._claims.values() for kept in own)}
+        write_atomically(self.directory / "claims.json", _json(self._claims))  # before what a resume goes by
+        for pointer in [claim.pointer for claim in claims if claim.pointer is not None] + ["latest"]:
+            write_atomically(self.directory / pointer, f"{name}\n".encode())
+        try:
+            self._forget({name, *(kept for own in self._claims.values() for kept in own)})
+        except OSError as error:  # the new one is complete all the same
+            logger.warning("%s", storage_error("remove old checkpoints in", self.directory, error))
+
+    def _forget(self, wanted: Collection[str]) -> None:
         for old in self.names():
             if old not in wanted:
                 gone = self.directory / f".tmp-old-{old}"  # never half of one under its own name
@@ -325,10 +358,17 @@ class Checkpoints:
         return content
 
     def _read_claims(self) -> dict[str, list[str]]:
-        try:
-            return json.loads((self.directory / "claims.json").read_text())
-        except (OSError, ValueError):
-            return {}
+        """Where nobody knows who wants what, all that is there is wanted."""
+        path = self.directory / "claims.json"
+        with storage_errors("read", path):
+            try:
+                return json.loads(path.read_text())
+            except (FileNotFoundError, NotADirectoryError):
+                pass
+            except ValueError:
+                logger.warning("%s is damaged; every checkpoint that is there is kept", path)
+        found = self.names()
+        return {"found": found} if found else {}
 
 
 def refuse_nonfinite(step: int, model: Any) -> None:
@@ -347,7 +387,8 @@ def write_atomically(path: Path, content: bytes) -> None:
         _write_synced(aside, content)
         os.replace(aside, path)
     except OSError:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):  # what was refused first is what the user has to know
+            aside.unlink(missing_ok=True)
         raise
     _sync_directory(path.parent)
 
@@ -389,6 +430,11 @@ def _sync_directory(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _listed(lacks: object) -> str:
+    """What a checkpoint says that it lacks."""
+    return ", ".join(map(str, cast("list[Any]", lacks))) if isinstance(lacks, list) else str(lacks)
 
 
 def _digest(content: bytes) -> str:

@@ -41,19 +41,33 @@ class Recorder(Hook):
         self._rundir = rundir
         self._evaluated: set[tuple[str, int]] = set()
         self._lines = {"events.jsonl": 0, "metrics.jsonl": 0}
+        self._resumed = False
 
     def state_dict(self) -> dict[str, Any]:
         """How far its files had come; `RunDir.take_over` cuts them to that."""
         return {"lines": dict(self._lines), "evaluated": [list(each) for each in sorted(self._evaluated)]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._resumed = True
         self._evaluated = {(stream, step) for stream, step in state["evaluated"]}
 
     def before_training(self, event: BeforeTraining) -> None:
         for name in self._lines:
-            path = self._rundir.path / name
-            self._lines[name] = path.read_bytes().count(b"\n") if path.exists() else 0
-        self._write(event, {"resumed": True} if event.step else {})
+            self._lines[name] = len(self._read(name))
+        if self._resumed and not self._is_told(event.step):  # killed between the checkpoint and this line
+            path = self._rundir.path / "checkpoints" / f"step-{event.step:08d}"
+            self._append("events.jsonl", _entry("checkpoint_saved", event, path=str(path)))
+        self._write(event, {"resumed": True} if self._resumed else {})
+
+    def _is_told(self, step: int) -> bool:
+        """Whether the events say that a checkpoint of this step was saved."""
+        events = map(json.loads, self._read("events.jsonl"))
+        return any(event["event"] == "checkpoint_saved" and event["step"] == step for event in events)
+
+    def _read(self, name: str) -> list[bytes]:
+        path = self._rundir.path / name
+        with storage_errors("read", path):
+            return path.read_bytes().splitlines() if path.exists() else []
 
     def before_epoch(self, event: BeforeEpoch) -> None:
         self._rundir.update(state="running", epochs=event.epoch, steps=event.step)
@@ -102,8 +116,7 @@ class Recorder(Hook):
         self._write(event, {"success": event.success, "reason": event.reason})
 
     def _write(self, event: Event, fields: Mapping[str, Any]) -> None:
-        entry = {"event": event.method, "time": now(), "epoch": event.epoch, "step": event.step, **fields}
-        self._append("events.jsonl", entry)
+        self._append("events.jsonl", _entry(event.method, event, **fields))
 
     def _metrics(self, event: Event, stream: str, values: Mapping[str, Any]) -> None:
         entry = {"step": event.step, "epoch": event.epoch, "stream": stream, "time": now(), **values}
@@ -114,3 +127,7 @@ class Recorder(Hook):
         with storage_errors("write", path), open(path, "a", encoding="utf-8") as file:
             file.write(json.dumps(jsonable(entry)) + "\n")
         self._lines[name] += 1
+
+
+def _entry(name: str, event: Event, /, **fields: Any) -> dict[str, Any]:
+    return {"event": name, "time": now(), "epoch": event.epoch, "step": event.step, **fields}

@@ -63,7 +63,9 @@ class RunDir:
         """Where the run will live: `root/<name>-<stamp>-<id>`, or exactly `exact`, which must be absent or empty."""
         run_id = uuid.uuid4().hex[:8]
         if exact is not None:
-            if exact.exists() and (not exact.is_dir() or any(exact.iterdir())):
+            with storage_errors("look into", exact):
+                taken = exact.exists() and (not exact.is_dir() or any(exact.iterdir()))
+            if taken:
                 raise ConfigError(f"the output directory {exact} exists and is not empty; choose another or empty it")
             return cls(exact.absolute(), run_id, name)
         stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
@@ -104,7 +106,7 @@ class RunDir:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 if pause_s is None:
-                    os.close(handle)
+                    _close(handle)
                     raise StorageError(
                         f"another process is writing the run in {self.path}; one run, one writer"
                     ) from None
@@ -124,9 +126,10 @@ class RunDir:
             rundir.id, rundir.name = record["id"], record["name"]
         except (ValueError, KeyError) as error:
             rundir.close()
-            if isinstance(error, StorageError):
-                raise
             raise StorageError(f"{path / 'run.json'} is damaged: {error}; restore it from a copy") from error
+        except BaseException:
+            rundir.close()
+            raise
         return rundir
 
     def take_over(self, step: int, lines: Mapping[str, int] | None, files: Mapping[str, str], **entries: Any) -> None:
@@ -191,6 +194,7 @@ class RunDir:
         if not self._owned:
             return
         try:
+            (self.path / "run.json").unlink(missing_ok=True)  # first: what has to stay must not pass for a run
             for entry in self.path.iterdir():
                 shutil.rmtree(entry) if entry.is_dir() and not entry.is_symlink() else entry.unlink()
             for directory in reversed(self._made):
@@ -223,12 +227,18 @@ class RunDir:
             _log_level.give_back()
             self._log = None
         if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
+            handle, self._lock = self._lock, None
+            _close(handle)
 
 
 class _LogFile(logging.FileHandler):
     """log.txt; a disk that refuses is told once in words, and the run goes on without it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            super().emit(record)
+        except OSError:  # it is opened with the first record
+            self.handleError(record)
 
     def handleError(self, record: logging.LogRecord) -> None:
         logging.getLogger().removeHandler(self)
@@ -259,6 +269,12 @@ class _LogLevel:
 
 
 _log_level = _LogLevel()
+
+
+def _close(handle: int) -> None:
+    """The lock goes even where closing is said to have failed, and nothing was written that could be lost."""
+    with suppress(OSError):
+        os.close(handle)
 
 
 def now() -> str:

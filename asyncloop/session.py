@@ -32,6 +32,9 @@ __all__ = ["Capture", "OpenStream", "Position", "Session", "refuse"]
 logger = logging.getLogger("asyncloop")
 
 
+_NOT_WHOLE = Claim("after a failure", keep=1)
+
+
 @dataclass(frozen=True, slots=True)
 class Position:
     """Where a training stream stands: the pass, the index of the next batch in it, and the stream's own cursor."""
@@ -115,6 +118,8 @@ class Session:
         self._statistics: dict[str, BufferStatistics] = {}
         self._running: Feed | None = None
         self._saving: anyio.Event | None = None
+        self._unsaved: list[str] = []
+        """Checkpoints that could not be written, in words."""
         self.saved_step = begins_at
         """The newest step of which a checkpoint was taken, or at which the session began."""
         self._closing = False
@@ -347,11 +352,15 @@ class Session:
             try:
                 hooks = copy_state(await marker.complete())
                 parts = {"model": capture.model, "hooks": hooks, "epoch": {**capture.epoch, "logged": marker.logged}}
-                claims: list[Claim] = [request.claim for request in requests]
+                lacks = self._lost_before(capture, hooks)
+                # A checkpoint that lacks something takes nobody's place among those that do not.
+                claims = [_NOT_WHOLE] if lacks else [request.claim for request in requests]
+                record = {**capture.record, "lacks": lacks} if lacks else capture.record
                 if self._rules.on_nonfinite == "error":
                     await self._writer.call(refuse_nonfinite, step, capture.model)
-                path = await self._writer.call(checkpoints.write, step, parts, capture.record, claims)
+                path = await self._writer.call(checkpoints.write, step, parts, record, claims)
             except Exception as error:
+                self._unsaved.append(f"the checkpoint of step {step}")
                 refuse(requests, error)
                 self._on_failure(error)
             else:
@@ -360,6 +369,16 @@ class Session:
                 self._saved(step, capture.record, path)
             finally:
                 saving.set()
+
+    def _lost_before(self, capture: Capture, hooks: Mapping[str, Any]) -> list[str]:
+        """What a failure has cost that a resume from this checkpoint would not bring back, in words."""
+        lost = [f"the state of hook {name}" for name in self.bus.failed_with_state if name not in hooks]
+        record = capture.record
+        failed = "after_failure" in record or capture.step == 0
+        is_over = capture.epoch.get("phase", "over") == "over"
+        if failed and not is_over and record["epoch"] == record["epochs_done"]:  # counted, but not told to all hooks
+            lost.append(f"the end of epoch {record['epoch']}")
+        return lost + self._unsaved
 
     def _saved(self, step: int, record: Mapping[str, Any], path: Path) -> None:
         self.bus.publish(CheckpointSaved(self._run_info, self.control, record["epoch"], step, path))

@@ -400,12 +400,12 @@ async def test_a_disk_that_fills_up_at_any_write_ends_the_run_in_words(
 
     write, n = checkpoint._write_synced, 0  # pyright: ignore[reportPrivateUsage]
 
-    def fill_up(path: Path, content: bytes) -> None:
+    def fill_up(path: Path, *buffers: Any) -> Any:
         nonlocal n
         n += 1
         if n > after:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        write(path, content)
+        return write(path, *buffers)
 
     monkeypatch.setattr(checkpoint, "_write_synced", fill_up)
     change = {"engine.epochs": 6, "hooks": [{"class": "SaveLatest"}]}

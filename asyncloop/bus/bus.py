@@ -232,6 +232,15 @@ class EventBus:
                 await own.drained()
 
     @property
+    def failed_with_state(self) -> list[str]:
+        """Names of the hooks that have failed by policy and whose state would be part of a checkpoint."""
+        return [
+            own.name
+            for own in self._subscriptions
+            if own.n_errors and own.on_error == "fail" and hasattr(own.hook, "state_dict")
+        ]
+
+    @property
     def lockstep_hooks(self) -> list[Subscription]:
         return [own for own in self._subscriptions if own.lockstep and own.wants_batches]
 

@@ -272,7 +272,7 @@ class Subscription:
             while self._in_flight:
                 await self._landed.wait()
             self._box.popleft()
-            event.reached(self.name, self._state())
+            event.reached(self.name, None if self.disabled else self._state())
             return
         self._box.popleft()
         method = self.method(event.method)
