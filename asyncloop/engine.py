@@ -349,7 +349,7 @@ class Engine:
 
     async def _end_epoch(self, epoch: EpochRecord, trained: bool) -> None:
         if trained:
-            self.progress.epochs_done = self.progress.epoch
+            self.progress.epochs_done, epoch.is_ending = self.progress.epoch, True
         await self._gather_logged(epoch)
         last = trained and self.progress.finished
         began_s = time.perf_counter()
@@ -365,7 +365,7 @@ class Engine:
             )
         )
         self._check_failure()
-        epoch.phase, self._held = "over", None
+        epoch.phase, epoch.is_ending, self._held = "over", False, None
         self._zeroth_done = self._zeroth_done or epoch.is_zeroth
         await self._take_up_wishes()
 
@@ -767,7 +767,7 @@ class Engine:
         """What the engine itself needs to go on from a checkpoint."""
         record: dict[str, Any] = {
             "epoch": self.progress.epoch,
-            "epochs_done": self.progress.epochs_done,
+            "epochs_done": self.progress.epochs_done - (self._epoch is not None and self._epoch.is_ending),
             "seed": self.seed,
             "positions": {
                 name: {"pass": at.number, "index": at.index, "cursor": at.cursor}

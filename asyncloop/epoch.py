@@ -52,7 +52,8 @@ class EpochRecord:
         self.next_stream = dict(pairwise(plan))
         """(stream, train) → what is planned after it, the next epoch's first stream included."""
         self.data: EpochData = {}
-        self.is_zeroth = False
+        self.is_zeroth = self.is_ending = False
+        """Ending: it counts as done, but hooks have not all heard of it; a checkpoint taken then repeats its end."""
         self.phase: Phase = "train"
         self.training: Training | None = None
         self.resumed: Mapping[str, Any] | None = None

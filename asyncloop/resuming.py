@@ -36,6 +36,13 @@ class Resumption:
     changes: Mapping[str, Sequence[Any]]
     """Dotted key → value before and now, of all that is different."""
 
+    @property
+    def began_with(self) -> str | None:
+        """RUN:CHECKPOINT whose weights were the first ones."""
+        found = self.rundir.entry("init_from")
+        path = Path(found["checkpoint"]) if found else None
+        return None if path is None else f"{path.parents[1]}:{path.name}"
+
     def take_over(self) -> None:
         """Cut the run's files to the checkpoint and put the config as it is now into the directory. Blocks."""
         take_over(self.rundir, self.saved, {"resolved.toml": dumps(self.config.resolved)}, self.changes)

@@ -132,6 +132,10 @@ class RunDir:
             raise
         return rundir
 
+    def entry(self, name: str) -> Any:
+        """What run.json says; None if it does not."""
+        return self._record.get(name)
+
     def take_over(self, step: int, lines: Mapping[str, int] | None, files: Mapping[str, str], **entries: Any) -> None:
         """Bring a reopened directory back to a checkpoint: its files to the `lines` of then, None for an empty run.
 

@@ -118,6 +118,8 @@ async def _resumed(
     engine = wire(parts, **options)
     if resumption.saved is not None:
         engine.restore(resumption.saved)
+    elif resumption.began_with is not None:
+        await init_weights(parts.model, parts.thread, resumption.began_with)
     await check_names(parts, engine)
     await check_room(parts)
     await _off_loop(resumption.take_over)

@@ -157,9 +157,10 @@ def test_wrong_arguments_are_named(arguments: dict[str, Any], message: str) -> N
         WriteCSV(**arguments)
 
 
-def test_without_any_directory_the_engine_refuses_it_and_so_does_the_hook() -> None:
+@pytest.mark.anyio
+async def test_without_any_directory_the_engine_refuses_it_and_so_does_the_hook() -> None:
     with pytest.raises(ConfigError, match="WriteCSV writes files"):
-        Engine(Counting(), Uneven(), [WriteCSV()])
+        await Engine(Counting(), Uneven(), [WriteCSV()], epochs=1).train()
     with pytest.raises(HookError, match="nowhere to write"):
         WriteCSV().after_epoch(Events().after_epoch(FULL))
 

@@ -226,7 +226,7 @@ def outcome(run: Path) -> dict[str, Any]:
         "model": digest(saved.model),
         "hooks": digest(hooks),
         "positions": saved.engine["positions"],
-        "rng": digest(saved.engine["rng"]),
+        "rng": digest({name: state for name, state in saved.engine["rng"].items() if name != "torch"}),
         "counters": {name: saved.engine[name] for name in ("epoch", "epochs_done", "evaluated_step")},
         "record": {name: record[name] for name in ("state", "exit_code", "epochs", "steps", "metrics")},
         "metrics": [{key: value for key, value in line.items() if key != "time"} for line in lines],

@@ -314,3 +314,31 @@ def test_a_signal_then_resume_on_the_command_line(project: Path, number: int, co
     assert done.returncode == 0
     assert "nothing to do" in done.stderr
     assert done.stdout.splitlines()[1] == str(project / "cut")
+
+
+async def test_a_run_that_began_with_old_weights_and_saved_nothing_begins_with_them_again(
+    stopped: Path, project: Path
+) -> None:
+    whole = outcome(await run_to_end(source="cfg.toml", init_from=stopped))
+    run = await run_to_end(source="cfg.toml", init_from=stopped)
+    for entry in (run / "checkpoints").iterdir():  # as if it had been killed before the first one
+        subprocess.run(["rm", "-r", str(entry)], check=True)
+    await run_to_end(resume=run)
+    assert outcome(run) == whole
+
+
+async def test_an_epoch_whose_end_failed_in_a_hook_ends_once_more(project: Path) -> None:
+    (project / "exact_parts.py").write_text(
+        (project / "exact_parts.py").read_text() + "\nclass Fails:\n    def after_epoch(self, event):\n"
+        "        if event.epoch == 2 and os.environ.get('FAIL'):\n            raise RuntimeError('told to')\n"
+    )
+    (project / "cfg.toml").write_text((project / "cfg.toml").read_text() + '[[hooks]]\nclass = "exact_parts:Fails"\n')
+    whole = outcome(await run_to_end(source="cfg.toml"))
+    os.environ["FAIL"] = "1"
+    try:
+        with pytest.raises(RuntimeError, match="told to"):
+            await run_to_end(source="cfg.toml", output_dir=project / "run")
+    finally:
+        del os.environ["FAIL"]
+    await run_to_end(resume=project / "run")
+    assert outcome(project / "run") == whole
