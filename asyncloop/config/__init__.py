@@ -5,6 +5,7 @@ override    --set a.b=VALUE                                     reference       
 schema      [run] and [engine]                                  check           values against types
 signature   what a constructor takes    importing  "module:Name"    components  [dataset], [model], [[hooks]]
 load        all of it, in this order                            toml            writing
+json_schema, json_component, json_types      the same as JSON Schema, for editors
 syntax      tomllib's errors in words                           places          what is found wrong when it is built
 """
 
