@@ -35,19 +35,19 @@ class Data:
     valid_stream = train_stream
 
 class Model:
-    input_names, output_names = ("x",), ("loss",)
+    input_names, output_names = ("x",), ("loss", "sharpness")
     def __init__(self, n: int = 1):
         self.w = np.zeros(n)
     def run(self, batch, *, train, stream):
         asyncloop.log("loss2", 1.0)
-        return {"loss": float(batch["x"].mean())}
+        return {"loss": float(batch["x"].mean()), "sharpness": 1.0}
     def state_dict(self):
         return {"w": self.w}
     def load_state_dict(self, state):
         pass
 """
 
-SLIP = "l" + "ss"
+SLIP = "sharp" + "nss"
 """Put together, because a name that stands somewhere in the user's code may be logged there."""
 
 
@@ -91,7 +91,7 @@ async def checked(*hooks: dict[str, Any]) -> CheckReport:
 async def test_a_slip_in_a_variable_is_found_before_there_is_a_directory(
     project: Path, how: Any, hook: dict[str, Any]
 ) -> None:
-    with pytest.raises(ConfigError, match="wants the variable 'l.s'.*did you mean 'loss'"):
+    with pytest.raises(ConfigError, match="wants the variable 'sharpn.s'.*did you mean 'sharpness'"):
         await how(hook)
     assert not (project / "runs").exists()
 

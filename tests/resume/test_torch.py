@@ -52,6 +52,7 @@ class Net:
 '''
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
 @pytest.mark.anyio
 async def test_stopped_after_each_step_it_ends_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
