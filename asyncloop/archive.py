@@ -31,7 +31,10 @@ class SavedCheckpoint:
     path: Path
     step: int
     names: tuple[str, ...]
-    n_bytes: int
+
+    @property
+    def n_bytes(self) -> int:
+        return size_of(self.path)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,9 +108,7 @@ class SavedRun:
         folder = self.path / "checkpoints"
         pointers = _pointers(folder)
         return [
-            SavedCheckpoint(
-                folder / name, int(name.removeprefix("step-")), pointers.get(name, ()), size_of(folder / name)
-            )
+            SavedCheckpoint(folder / name, int(name.removeprefix("step-")), pointers.get(name, ()))
             for name in Checkpoints(folder).names()
             if name.removeprefix("step-").isdecimal()
         ]

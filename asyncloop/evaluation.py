@@ -24,8 +24,8 @@ from asyncloop.preflight import Parts, build, build_hooks
 from asyncloop.recorder import Recorder
 from asyncloop.rundir import RunDir
 from asyncloop.stream import check_streams
-from asyncloop.threads import OwnThread
-from asyncloop.wiring import made, with_display
+from asyncloop.threads import off_loop
+from asyncloop.wiring import engine_of, made, with_display
 
 __all__ = ["init_weights", "load_model", "open_evaluation", "saved_config"]
 
@@ -147,8 +147,7 @@ async def init_weights(model: Any, thread: ModelThread, run: str | Path) -> dict
         name, _, checkpoint = (str(run), "", "") if is_run(Path(run)) else str(run).partition(":")
         return Checkpoints(find_run(name) / "checkpoints").read(checkpoint or "latest")
 
-    async with OwnThread("asyncloop reading weights") as reader:
-        saved = await reader.call(read)
+    saved: Saved = await off_loop("reading weights", read)
     await thread.call(load_weights, model, saved)
     return {"checkpoint": saved.path, "step": saved.step}
 
@@ -227,8 +226,7 @@ async def open_evaluation(
         return path, saved, groups, RunDir.plan(path / "eval", "-".join(streams)[:100], exact)
 
     async with AsyncExitStack() as stack:
-        async with OwnThread("asyncloop config") as thread:
-            path, saved, groups, rundir = await thread.call(read)
+        path, saved, groups, rundir = await off_loop("config", read)
         built = await _built(stack, groups, rundir, saved)
         engines = [(_evaluator(parts, saved, rundir, progress, own_rng), group.streams) for group, parts in built]
         name = None if saved is None else saved.path.name
@@ -278,17 +276,12 @@ async def _built(
 
 
 def _evaluator(parts: Parts, saved: Saved | None, rundir: RunDir, progress: str | None, own_rng: bool) -> Engine:
-    settings: dict[str, Any] = parts.config.engine.kwargs()
-    settings["own_rng"] = settings.get("own_rng", False) or own_rng
     hooks = [*with_display(parts.hooks, progress), Recorder(rundir)]
-    engine = Engine(
-        parts.model, parts.dataset, hooks, **settings, seed=parts.config.run.seed, output_dir=parts.rundir.path
-    )
-    engine.thread, engine.read_only = parts.thread, True
+    engine = engine_of(parts, parts.model, hooks, parts.config.engine.kwargs(), own_rng=own_rng)
+    engine.read_only = True
     if saved is not None:
         engine.progress.step = saved.step
         engine.progress.epoch = engine.progress.epochs_done = saved.engine["epochs_done"]
-    engine.run_info = replace(engine.run_info, id=rundir.id, name=rundir.name, dir=parts.rundir.path)
     return engine
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from asyncloop.errors import StorageError
 from asyncloop.events import EpochData, Event
 from asyncloop.progress import Progress
 from asyncloop.rundir import RunDir, current_run, now
-from asyncloop.threads import OwnThread
+from asyncloop.threads import off_loop
 
 __all__ = ["INTERRUPTED", "OUT_OF_TIME", "Run", "background", "exit_code_of"]
 
@@ -181,8 +182,7 @@ class Run:
     async def _record(self, **changes: Any) -> None:
         rundir = self.rundir
         if rundir is not None:
-            async with OwnThread("asyncloop run.json") as thread:
-                await thread.call(lambda: rundir.update(**changes))
+            await off_loop("run.json", partial(rundir.update, **changes))
 
 
 def exit_code_of(result: Result | None, error: BaseException | None) -> int:

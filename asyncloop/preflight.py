@@ -23,7 +23,7 @@ from asyncloop.model import Model
 from asyncloop.model_thread import ModelThread
 from asyncloop.rundir import RunDir
 from asyncloop.stream import EndOfStream, Pass, dataset_streams, open_feed, open_node
-from asyncloop.threads import OwnThread
+from asyncloop.threads import OwnThread, off_loop
 
 __all__ = ["CheckReport", "Parts", "build", "build_hooks", "check_names", "described", "dry_run", "first_batches"]
 
@@ -66,8 +66,7 @@ class CheckReport:
 async def build(config: Config, rundir: RunDir) -> AsyncGenerator[Parts]:
     """Build dataset, model and hooks; the model's thread lives as long as the context. Raises what constructors raise."""
     async with ModelThread() as thread, AsyncExitStack() as stack:
-        async with OwnThread("asyncloop building") as helper:
-            dataset = await helper.call(lambda: config.dataset.build(output_dir=rundir.path))
+        dataset = await off_loop("building", lambda: config.dataset.build(output_dir=rundir.path))
         model = await thread.call(lambda: config.model.build(dataset=dataset, output_dir=rundir.path))
         with config.model.places.named():
             _check_model(model)
@@ -89,8 +88,7 @@ async def build_hooks(config: Config, dataset: Any, rundir: RunDir) -> list[Any]
             raise InvalidConfig(*problems)
         return hooks
 
-    async with OwnThread("asyncloop building") as helper:
-        return await helper.call(build_all)
+    return await off_loop("building", build_all)
 
 
 async def check_names(parts: Parts, engine: Engine, batches: Mapping[str, Batch] | None = None) -> None:

@@ -22,7 +22,7 @@ from asyncloop.live import Run, background
 from asyncloop.preflight import CheckReport, check_names, dry_run
 from asyncloop.resuming import Resumption, prepare, reopened, take_over
 from asyncloop.rundir import RunDir
-from asyncloop.threads import OwnThread
+from asyncloop.threads import off_loop
 from asyncloop.wiring import always_for, check_room, make_directory, parts_of, planned, wire
 
 __all__ = ["check", "open_run", "run", "start"]
@@ -97,7 +97,7 @@ async def _begun(
     options: dict[str, Any],
 ) -> tuple[Engine, RunDir]:
     """A new run, with its directory made."""
-    config, rundir = await _off_loop(planned, load, output_dir)
+    config, rundir = await off_loop("opening", planned, load, output_dir)
     parts = await parts_of(stack, config, rundir, own_rng=options["own_rng"])
     engine = wire(parts, **options)
     started_from = None if init_from is None else await init_weights(parts.model, parts.thread, init_from)
@@ -112,7 +112,7 @@ async def _resumed(
     stack: AsyncExitStack, prepare: Callable[[], Resumption], options: dict[str, Any]
 ) -> tuple[Engine, RunDir]:
     """A run that goes on, with its directory as it was at the checkpoint. Nothing is changed if something is wrong."""
-    resumption = await _off_loop(prepare)
+    resumption = await off_loop("opening", prepare)
     stack.callback(resumption.rundir.close)
     parts = await parts_of(stack, resumption.config, resumption.rundir, own_rng=options["own_rng"])
     engine = wire(parts, **options)
@@ -122,13 +122,8 @@ async def _resumed(
         await init_weights(parts.model, parts.thread, resumption.began_with)
     await check_names(parts, engine)
     await check_room(parts)
-    await _off_loop(resumption.take_over)
+    await off_loop("opening", resumption.take_over)
     return engine, resumption.rundir
-
-
-async def _off_loop(fn: Callable[..., Any], *args: Any) -> Any:
-    async with OwnThread("asyncloop opening") as thread:
-        return await thread.call(fn, *args)
 
 
 async def _directory_of(
@@ -144,16 +139,16 @@ async def _directory_of(
     if resume is None and path is None:
         return None
     if resume is not None:
-        rundir, saved = await _off_loop(reopened, resume, checkpoint, strict)
+        rundir, saved = await off_loop("opening", reopened, resume, checkpoint, strict)
         stack.callback(rundir.close)
         if saved is not None:
             engine.restore(saved)
-        await _off_loop(take_over, rundir, saved)
+        await off_loop("opening", take_over, rundir, saved)
     else:
         assert path is not None
-        rundir = await _off_loop(RunDir.plan, Path(), "run", Path(path))
+        rundir = await off_loop("opening", RunDir.plan, Path(), "run", Path(path))
         stack.callback(rundir.close)
-        await _off_loop(rundir.create, {}, {"seed": engine.seed, "tags": []})
+        await off_loop("opening", rundir.create, {}, {"seed": engine.seed, "tags": []})
     engine.output_dir = rundir.path
     engine.run_info = replace(engine.run_info, id=rundir.id, name=rundir.name, dir=rundir.path)
     for hook in always_for(rundir, [hook for hook, _ in engine.bus.hooks]):
@@ -165,7 +160,7 @@ async def _directory_of(
 async def check(source: Source, *, set: Overrides = ()) -> CheckReport:
     """Everything but training: load, build, one batch of each stream through the model. Makes nothing on disk."""
     async with AsyncExitStack() as stack:
-        config, rundir = await _off_loop(planned, partial(load_config, source, set=set), None)
+        config, rundir = await off_loop("opening", planned, partial(load_config, source, set=set), None)
         parts = await parts_of(stack, config, rundir)
         engine = wire(parts)
         report = await dry_run(parts, engine)

@@ -30,6 +30,7 @@ __all__ = [
     "Notice",
     "OwnThread",
     "ThreadSleeper",
+    "off_loop",
     "stray_cancellation",
     "was_cancelled",
 ]
@@ -304,3 +305,9 @@ class OwnThread:
             job.run()
             del job  # while the thread waits for the next one, it must not keep the last one's result alive
         self.loop.soon(self._ended.set)
+
+
+async def off_loop(what: str, fn: Callable[..., Any], *args: Any) -> Any:
+    """One call of a plain function in a thread of its own, named by `what`. Cancellation waits for it to return."""
+    async with OwnThread(f"asyncloop {what}") as thread:
+        return await thread.call(fn, *args)

@@ -19,9 +19,19 @@ from asyncloop.errors import StorageError
 from asyncloop.preflight import Parts, build
 from asyncloop.recorder import Recorder
 from asyncloop.rundir import RunDir
-from asyncloop.threads import OwnThread
+from asyncloop.threads import OwnThread, off_loop
 
-__all__ = ["always_for", "check_room", "made", "make_directory", "parts_of", "planned", "wire", "with_display"]
+__all__ = [
+    "always_for",
+    "check_room",
+    "engine_of",
+    "made",
+    "make_directory",
+    "parts_of",
+    "planned",
+    "wire",
+    "with_display",
+]
 
 
 _SPARE = 2**20
@@ -45,7 +55,6 @@ async def parts_of(stack: AsyncExitStack, config: Config, rundir: RunDir, *, own
 def wire(parts: Parts, *, progress: str | None = None, own_rng: bool = False, debug: bool = False) -> Engine:
     """The engine of a run. Raises ConfigError if the dataset lacks a stream that the config names."""
     settings: dict[str, Any] = parts.config.engine.kwargs()
-    settings["own_rng"] = settings.get("own_rng", False) or own_rng
     hooks = with_display(parts.hooks, progress)
     hooks += always_for(parts.rundir, hooks)
     guard, model = None, parts.model
@@ -57,12 +66,18 @@ def wire(parts: Parts, *, progress: str | None = None, own_rng: bool = False, de
         model = guard.guard(parts.model)
         hooks.append(guard)
     with parts.config.places.named():
-        engine = Engine(
-            model, parts.dataset, hooks, **settings, seed=parts.config.run.seed, output_dir=parts.rundir.path
-        )
+        engine = engine_of(parts, model, hooks, settings, own_rng=own_rng)
         engine.check_streams()
-    engine.thread, engine.seeded = parts.thread, engine.own_rng
+    engine.seeded = engine.own_rng
     engine.watched = guard.watched if guard is not None else None
+    return engine
+
+
+def engine_of(parts: Parts, model: Any, hooks: Sequence[Any], settings: Mapping[str, Any], *, own_rng: bool) -> Engine:
+    """The engine for these parts, on the thread the model was built on. Raises ConfigError."""
+    given: dict[str, Any] = {**settings, "own_rng": settings.get("own_rng", False) or own_rng}
+    engine = Engine(model, parts.dataset, hooks, **given, seed=parts.config.run.seed, output_dir=parts.rundir.path)
+    engine.thread = parts.thread
     engine.run_info = replace(engine.run_info, id=parts.rundir.id, name=parts.rundir.name)
     return engine
 
@@ -121,8 +136,7 @@ async def check_room(parts: Parts) -> None:
             there = next(each for each in (parts.rundir.path, *parts.rundir.path.parents) if each.is_dir())
             return there, shutil.disk_usage(there).free
 
-    async with OwnThread("asyncloop room") as thread:
-        there, n_free = await thread.call(free)
+    there, n_free = await off_loop("room", free)
     if n_free < needed:
         raise StorageError(
             f"no room for {parts.rundir.path}: {there} has {n_free:,} bytes free, and two checkpoints of this model need {needed:,}; "

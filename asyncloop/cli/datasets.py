@@ -20,7 +20,7 @@ from asyncloop.errors import ConfigError
 from asyncloop.preflight import described, first_batches
 from asyncloop.runs import uvloop_is_there
 from asyncloop.stream import dataset_streams
-from asyncloop.threads import OwnThread
+from asyncloop.threads import off_loop
 
 __all__ = ["call_method", "show_streams"]
 
@@ -32,8 +32,7 @@ def call_method(method: str, source: str, overrides: Sequence[str], *, as_json: 
         function = _method_of(dataset, method, source)
         if inspect.iscoroutinefunction(function):
             return await function()
-        async with OwnThread(f"asyncloop dataset {method}") as thread:
-            return await thread.call(function)
+        return await off_loop(f"dataset {method}", function)
 
     found = _with_dataset(source, overrides, call)
     if as_json:
@@ -80,8 +79,7 @@ def _with_dataset(source: str, overrides: Sequence[str], work: Callable[[Any, in
     run, component = load_dataset(source, set=overrides)
 
     async def main() -> Any:
-        async with OwnThread("asyncloop building") as thread:
-            dataset: Any = await thread.call(lambda: component.build(output_dir=None))
+        dataset = await off_loop("building", lambda: component.build(output_dir=None))
         async with AsyncExitStack() as stack:
             if hasattr(dataset, "__aenter__"):
                 await stack.enter_async_context(dataset)

@@ -90,7 +90,7 @@ def _version(package: str) -> str | None:
 
 def _machine() -> Iterator[Finding]:
     yield Finding("system", platform.platform())
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    usable = _usable_cores()
     limited = _cpu_quota()
     cores = f"{usable} of {os.cpu_count()}"
     if limited is not None and limited < usable:
@@ -103,6 +103,10 @@ def _machine() -> Iterator[Finding]:
     memory = _memory()
     if memory is not None:
         yield Finding("memory", memory)
+
+
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _cpu_quota() -> float | None:
@@ -177,7 +181,7 @@ def _limits() -> Iterator[Finding]:
 
 
 def _threads() -> Iterator[Finding]:
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = _usable_cores()
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         value = os.environ.get(name, "")
         if value.isdecimal() and int(value) > cores:

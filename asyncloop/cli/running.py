@@ -1,4 +1,4 @@
-"""`asyncloop run` and `eval`: one run, with signals as stops and its outcome on standard output."""
+"""`asyncloop run`, `resume` and `eval`: one run, with signals as stops and its outcome on standard output."""
 
 from __future__ import annotations
 
@@ -91,15 +91,15 @@ def watch_run(streams: Sequence[str], run: str, overrides: Sequence[str], *, as_
     logger.info("watching %s for checkpoints", path)
     done = _evaluated(path, streams)
     while True:
-        is_over = read_run(path).is_over  # before looking: what was saved until then is seen
-        new = [saved.path.name for saved in read_run(path).checkpoints if saved.path.name not in done]
+        saved = read_run(path)  # before its checkpoints are looked at: what was saved until then is seen
+        new = [each.path.name for each in saved.checkpoints if each.path.name not in done]
         for checkpoint in new:
             done.add(checkpoint)
             opening = partial(
                 open_evaluation, path, streams, set=overrides, own_rng=True, checkpoint=checkpoint, **options
             )
             code = max(code, _conduct(opening, as_json=as_json))
-        if is_over and not new:
+        if saved.is_over and not new:
             return code
         if not new:
             time.sleep(_LOOK_EVERY_S)
@@ -119,10 +119,8 @@ def _conduct(opening: Opening, *, as_json: bool, debug: bool = False, rm: bool =
     configure_logging()
     try:
         outcome = anyio.run(_run, opening, rm, debug, backend_options={"use_uvloop": uvloop_is_there()})
-    except (
-        Exception,
-        SystemExit,
-    ) as error:  # before there was a run; to end the process is not the user's code's to do
+    except (Exception, SystemExit) as error:
+        # Before there was a run. To end the process is not for the user's code to do.
         outcome = _Outcome(tell(error), reason=redacted(f"{type(error).__name__}: {error}"))
     if outcome.error is not None and not debug:
         tell(outcome.error)
@@ -186,12 +184,10 @@ def _training(live: Run) -> Work:
 
 
 def _newest_checkpoint(run_dir: Path | None) -> str:
+    if run_dir is None:
+        return "the start"
     try:
-        return (
-            (run_dir / "checkpoints" / "latest").read_text(encoding="utf-8").strip()
-            if run_dir is not None
-            else "the start"
-        )
+        return (run_dir / "checkpoints" / "latest").read_text(encoding="utf-8").strip()
     except OSError:
         return "the start"
 

@@ -11,7 +11,7 @@ from asyncloop.stream.description import Stream
 from asyncloop.stream.operators import Node
 from asyncloop.stream.order import Pass
 from asyncloop.stream.sources import called, source_node
-from asyncloop.threads import OwnThread
+from asyncloop.threads import off_loop
 
 __all__ = ["check_streams", "dataset_streams", "open_node"]
 
@@ -54,8 +54,7 @@ async def open_node(dataset: object, name: str, given: object | None, at: Pass) 
             if inspect.iscoroutinefunction(source):
                 source = await called(source, at)
             else:
-                async with OwnThread(f"asyncloop opening {name!r}") as thread:
-                    source = await thread.call(called, source, at)
+                source = await off_loop(f"opening {name!r}", called, source, at)
     if isinstance(source, Stream):
         return source.node
     try:
