@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 import sysconfig
 import traceback
-from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
 
-from asyncloop.errors import AsyncloopError
+from asyncloop.errors import AsyncloopError, alone, grouped
 
-__all__ = ["BUG", "FILES", "alone", "code_of", "grouped", "has_frames", "is_others", "notes_of"]
+__all__ = ["BUG", "FILES", "code_of", "has_frames", "is_others", "notes_of"]
 
 BUG = 1
 USERS_CODE = 3
@@ -33,17 +31,6 @@ def code_of(error: BaseException) -> int:
     if has_frames(error) or notes_of(error):  # asyncloop adds notes only to what others raise
         return USERS_CODE
     return FILES if isinstance(error, OSError) else BUG
-
-
-def alone(error: BaseException) -> BaseException:
-    """A group of one says less than the one."""
-    while len(parts := grouped(error)) == 1:
-        error = parts[0]
-    return error
-
-
-def grouped(error: BaseException) -> Sequence[BaseException]:
-    return cast("BaseExceptionGroup[BaseException]", error).exceptions if isinstance(error, BaseExceptionGroup) else ()
 
 
 def notes_of(error: BaseException) -> list[str]:

@@ -17,17 +17,18 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import anyio
 
 from asyncloop import rng
 from asyncloop.arguments import Source, check_arguments, evaluation_cadence, listed, named_sources, positive_deadlines
-from asyncloop.bus import EventBus, Marker
+from asyncloop.bus import EventBus
 from asyncloop.checkpoint import Checkpoints, Saved, load_weights
 from asyncloop.control import Claim, Control
-from asyncloop.epoch import EpochRecord, Training, last_state, restored_last, savable
-from asyncloop.errors import AsyncloopError, ConfigError, DataError, UsageError
+from asyncloop.due import Due
+from asyncloop.epoch import EpochRecord, Training, restored_last
+from asyncloop.errors import ConfigError, DataError, UsageError, alone, joined
 from asyncloop.events import (
     AfterBatch,
     AfterEpoch,
@@ -46,9 +47,9 @@ from asyncloop.events import (
 )
 from asyncloop.model_thread import Halt, ModelThread, Policy, Rules, Stretch
 from asyncloop.progress import Progress
-from asyncloop.redact import redacted
-from asyncloop.rundir import LOG_MARK
-from asyncloop.session import Capture, OpenStream, Position, Session, refuse
+from asyncloop.saving import Capture, Saver
+from asyncloop.session import OpenStream, Session
+from asyncloop.standing import Standing
 from asyncloop.stream import Interrupted, Node, check_streams
 
 __all__ = ["Engine", "Result"]
@@ -131,14 +132,15 @@ class Engine:
                 "on_nonfinite": on_nonfinite,
             },
         )
-        self._evaluate_every = evaluation_cadence(evaluate_every, self.extra_streams)
+        evaluation = evaluation_cadence(evaluate_every, self.extra_streams)
         self._deadlines = positive_deadlines(deadlines)
         self.output_dir = None if output_dir is None else Path(output_dir)
         self.progress = Progress(epochs, steps)
         self.control = Control(getattr(model, "live", None))
         self.bus = EventBus(hooks)
         self.run_info = RunInfo(uuid.uuid4().hex[:8], "run", self.output_dir, dataset, epochs, steps)
-        self.metrics: EpochData = {}
+        self._standing = Standing(self.progress)
+        self._due = Due(evaluation, self.extra_streams, self._standing, self.control, self.bus)
         self.thread: ModelThread | None = None
         """The thread the model was built on, if somebody built it on one; else each session has its own."""
         self.read_only = False
@@ -149,22 +151,13 @@ class Engine:
         """Whether the global generators have the run's seed already, since before the model was built."""
         self.watched: Callable[[Node], Node] | None = None
         """What each stream is wrapped in when it is opened, for debugging."""
-        self._positions: dict[str, Position] = {}
         self._session: Session | None = None
         self._entered: Any = None
         self._busy = False
         self._failure: BaseException | None = None
         self._epoch: EpochRecord | None = None
         self._last_delivered = -1
-        self._evaluated_s, self._evaluated_step = 0.0, -1
         self._ended_by: str | None = None
-        self._wished: dict[str, None] = {}
-        """Evaluations that were due where the epoch turned out to be over."""
-        self._zeroth_done = False
-        self._changed: dict[str, Any] = {}
-        """Parameters that were set while it ran, for checkpoints."""
-        self._held: tuple[Marker, dict[str, Any] | None] | None = None
-        """Hooks' and generators' states from before what is repeated if a stop interrupts it."""
         self._restored: Saved | None = None
         self._last: AfterBatch | None = None
         """The step of the restored checkpoint, should it turn out to be the run's last."""
@@ -211,7 +204,7 @@ class Engine:
             data = epoch.data
             for name in train_names:
                 await self._train_on(name, given.get(name), epoch)
-            evaluate_names = list(dict.fromkeys([*evaluate_names, *self._evaluations_due()]))
+            evaluate_names = list(dict.fromkeys([*evaluate_names, *self._due.evaluations()]))
             if evaluate_names:
                 await self._evaluate_streams(evaluate_names, epoch, given)
             await self._end_epoch(epoch, trained=bool(train_names))
@@ -247,8 +240,8 @@ class Engine:
         if epoch.phase == "train":
             await self._train_on(self.train_stream, None, epoch, self.epoch_size)
             epoch.end_training()
-            self._hold(epoch)
-        names = list(dict.fromkeys([*self.extra_streams, *self._evaluations_due()]))
+            self._saver.hold(epoch)
+        names = list(dict.fromkeys([*self.extra_streams, *self._due.evaluations()]))
         if names:
             check_streams(self.dataset, names)
             await self._evaluate_streams(names, epoch, {})
@@ -281,8 +274,8 @@ class Engine:
             epoch.resumed = None
             await self._take_up_due(stream, stretch)
         while self.progress.steps_left != 0 and not stretch.is_full:
-            stretch.until_step = self._next_planned_step()
-            stretch.until_s = self._next_planned_s()
+            stretch.until_step = self._due.next_step()
+            stretch.until_s = self._due.next_s()
             halt = await self._advance(stream, stretch)
             if halt != "end":
                 outcome = await self._between_steps(stream, stretch, halt)
@@ -320,7 +313,7 @@ class Engine:
         whole = around or epoch
         whole.pending = list(names)
         if whole.phase == "train":
-            self._hold(whole)
+            self._saver.hold(whole)
         try:
             await self._evaluate_each(names, epoch, given, limits or {})
         finally:
@@ -328,7 +321,7 @@ class Engine:
         self._check_failure()
         whole.pending = []
         if whole.phase == "train":
-            self._held = None
+            self._saver.let_go()
 
     async def _evaluate_each(
         self, names: list[str], epoch: EpochRecord, given: Mapping[str, object], limits: Mapping[str, int | None]
@@ -343,9 +336,9 @@ class Engine:
             self._check_empty(name, stretch.n_accepted)
             await self._close_stretch(name, stretch, epoch)
         await self._gather_logged(epoch)
-        self._evaluated_s, self._evaluated_step = time.perf_counter(), self.progress.step
+        self._due.evaluated()
         await self.bus.barrier(self._event(AfterEvaluation, epoch.data, names))
-        self._remember_metrics(epoch)
+        self._standing.remember(epoch.data)
 
     async def _end_epoch(self, epoch: EpochRecord, trained: bool) -> None:
         if trained:
@@ -355,7 +348,7 @@ class Engine:
         began_s = time.perf_counter()
         await self.bus.barrier(self._event(AfterEpoch, epoch.data), last=last)
         epoch.take_logged()
-        self._remember_metrics(epoch)
+        self._standing.remember(epoch.data)
         self._check_failure()
         await self.bus.barrier(
             self._event(
@@ -365,29 +358,12 @@ class Engine:
             )
         )
         self._check_failure()
-        epoch.phase, epoch.is_ending, self._held = "over", False, None
-        self._zeroth_done = self._zeroth_done or epoch.is_zeroth
+        epoch.phase, epoch.is_ending = "over", False
+        self._saver.let_go()
+        self._standing.zeroth_done = self._standing.zeroth_done or epoch.is_zeroth
         await self._take_up_wishes()
 
     # --- between steps ------------------------------------------------------------------------------------------
-
-    def _next_planned_step(self) -> int | None:
-        """The next step at which something is due; until then the model thread asks nobody."""
-        step = self.progress.step
-        due = [self.progress.steps]
-        if self._evaluate_every is not None and self._evaluate_every.unit == "steps":
-            due.append(self._evaluate_every.next_due(step))
-        for own in self.bus.lockstep_hooks:
-            cadence = own.cadence
-            if cadence is None or cadence.unit == "epochs":
-                due.append(step + 1)
-            elif cadence.unit == "steps":
-                due.append(cadence.next_due(step))
-        return min((n for n in due if n is not None and n > step), default=None)
-
-    def _next_planned_s(self) -> float | None:
-        every = self._evaluate_every
-        return self._evaluated_s + every.interval if every is not None and every.unit == "seconds" else None
 
     async def _take(self, name: str, train: bool, source: object | None) -> OpenStream:
         try:
@@ -422,10 +398,10 @@ class Engine:
     async def _take_up_due(self, stream: OpenStream, stretch: Stretch) -> _Outcome:
         if stretch.is_full or self.progress.steps_left == 0:
             return "epoch over"
-        asked = self._evaluations_due()
+        asked = self._due.evaluations()
         if (asked or self.control.wants_checkpoint) and not self.epoch_size:
             if await self._live_session.peek_end(stream):
-                self._wished.update(dict.fromkeys(asked))
+                self._due.put_off(asked)
                 return "stream over"
             self._check_stop()
         if asked:
@@ -440,56 +416,16 @@ class Engine:
         await self._save_if_asked()
         await self._pause_if_asked()
 
-    def _evaluations_due(self) -> list[str]:
-        """The streams to evaluate at this step, each once."""
-        names, self._wished = self._wished, {}
-        for wish in self.control.take_evaluations():
-            names.update(dict.fromkeys(wish or self.extra_streams))
-        every = self._evaluate_every
-        if every is not None:
-            by_step = every.unit == "steps" and every.due(self.progress.step)
-            by_time = every.unit == "seconds" and time.perf_counter() >= (self._next_planned_s() or 0)
-            if (by_step or by_time) and self._evaluated_step != self.progress.step:
-                names.update(dict.fromkeys(self.extra_streams))
-        return list(names)
-
     async def _apply_changes(self) -> None:
         changes = self.control.take_changes()
         if changes:
             await self._live_session.set_parameters(changes)
-            self._changed |= changes
+            self._standing.changed |= changes
             for name, value in changes.items():
                 self.bus.publish(self._event(ParameterChanged, name, value))
 
     async def _save_if_asked(self) -> None:
-        requests = self.control.take_checkpoints()
-        if requests:
-            try:
-                capture = await self._capture()
-            except Exception as error:
-                refuse(requests, error)
-                raise
-            self._live_session.commit(capture, requests)
-
-    async def _capture(self, failure: BaseException | None = None, last: AfterBatch | None = None) -> Capture:
-        """The state as it is now, or as it was before what a resume repeats. `last` is what the run may have ended with."""
-        marker, rng_states = self._held or (None, None)
-        epoch = self._epoch
-
-        def place() -> dict[str, Any]:
-            own = {} if epoch is None else epoch.state_dict()
-            return {**own, "metrics": savable(self.metrics), "last": {} if last is None else last_state(last)}
-
-        logged = None if epoch is None else epoch.logged_by
-        record = self._record(rng_states, failure)
-        await self._live_session.written()  # what was saved before is told before the marker
-        logger.info(LOG_MARK, self.progress.step, extra={"log_only": True})
-        return await self._live_session.capture(self.progress.step, record, place, marker or self.bus.mark(logged))
-
-    def _hold(self, epoch: EpochRecord) -> None:
-        """From here on a stop saves what hooks and generators are now: what comes is repeated by a resume."""
-        if self._live_session.saves:
-            self._held = self.bus.mark(epoch.logged_by), rng.capture() if self.own_rng else None
+        await self._saver.save(self.control.take_checkpoints(), self._epoch)
 
     async def _pause_if_asked(self, between_steps: bool = True) -> None:
         """Wait while paused; between training steps parameters may be changed and checkpoints taken meanwhile."""
@@ -528,7 +464,7 @@ class Engine:
     async def _opened(self, announce: bool) -> AsyncGenerator[None]:
         failure: BaseException | None = None
         self._check_writers()
-        self._failure = self._epoch = self._held = None
+        self._failure = self._epoch = None
         session = self._session = self._new_session()
         try:
             async with session:
@@ -545,7 +481,7 @@ class Engine:
                 with anyio.CancelScope(shield=True):
                     failure = await self._finish(failure, announce)
         except Exception as error:  # the dataset's own end, or a bug; it never hides what failed before
-            failure = _joined(failure, _alone(error))
+            failure = joined(failure, alone(error))
         finally:
             self._session = None
             self._ended_by = self.control.stop_reason
@@ -580,18 +516,19 @@ class Engine:
             buffer=self.buffer,
             checkpoints=None if folder is None else Checkpoints(folder),
             thread=self.thread,
-            positions=self._positions,
+            standing=self._standing,
+            about=self._about(),
+            own_rng=self.own_rng,
             on_failure=self._hook_failed,
             on_log=self._log_from_hook,
             follows=self._follows,
             deadlines=self._deadlines,
             watched=self.watched,
-            begins_at=self.progress.step,
             enters=not self.dataset_is_open,
         )
 
     async def _begin(self) -> None:
-        self._evaluated_s = time.perf_counter()
+        self._due.start_clock()
         await self.bus.barrier(self._event(BeforeTraining))
         self._check_stop()
         await self._take_up_wishes()
@@ -612,17 +549,17 @@ class Engine:
             else:
                 # What hooks are given only because this is the last step is no part of what a resume goes on from.
                 capture = None
-                if announce and not model_failed and self._is_unsaved:
+                if announce and not model_failed and self._saver.is_due_at_the_end:
                     last = await self._last_step() if self._is_last_epoch else None
-                    capture = await self._capture(None if cancelled else failure, last)
+                    capture = await self._saver.capture(self._epoch, failure=None if cancelled else failure, last=last)
                 await self._deliver_last()
                 await self.bus.settle()
                 if announce and not model_failed:
                     await self._save_last(capture)
         except Exception as error:
-            failure = _joined(failure, error)
+            failure = joined(failure, error)
         if self._failure is not None and failure is not self._failure:
-            failure = _joined(failure, self._failure)
+            failure = joined(failure, self._failure)
         has_failed = failure is not None and not cancelled
         if has_failed:
             await self.bus.announce(self._event(OnException, failure))
@@ -631,20 +568,16 @@ class Engine:
             reason = f"{type(failure).__name__}: {failure}" if has_failed else self._why(self.control.stop_reason)
             await self.bus.barrier(self._event(AfterTraining, not has_failed, reason), only_set_up=True)
             if self._failure is not seen and self._failure is not None and failure is not self._failure:
-                failure = _joined(failure, self._failure)
+                failure = joined(failure, self._failure)
         return failure
-
-    @property
-    def _is_unsaved(self) -> bool:
-        return self._live_session.saves and self._live_session.saved_step < self.progress.step
 
     async def _save_last(self, capture: Capture | None) -> None:
         if capture is None:
             await self._save_if_asked()
         else:
             self.control.checkpoint(Claim("end", keep=1))
-            self._live_session.commit(capture, self.control.take_checkpoints())
-        await self._live_session.written()
+            self._saver.commit(capture, self.control.take_checkpoints())
+        await self._saver.written()
         await self.bus.settle()
 
     async def _deliver_last(self) -> None:
@@ -674,9 +607,18 @@ class Engine:
         return self._session
 
     @property
+    def _saver(self) -> Saver:
+        return self._live_session.saver
+
+    @property
+    def metrics(self) -> EpochData:
+        """Stream → variable → value of the last epoch that had the stream."""
+        return self._standing.metrics
+
+    @property
     def _is_zeroth_due(self) -> bool:
         progress = self.progress
-        return not (self.skip_zeroth_epoch or self._zeroth_done or progress.epochs_done or progress.step)
+        return not (self.skip_zeroth_epoch or self._standing.zeroth_done or progress.epochs_done or progress.step)
 
     @property
     def _is_last_epoch(self) -> bool:
@@ -719,9 +661,6 @@ class Engine:
             stream, weight = (event.stream, event.n_examples) if of_batch else (self.train_stream, 1)
             self._epoch.log(hook, stream, name, value, weight)
 
-    def _remember_metrics(self, epoch: EpochRecord) -> None:
-        self.metrics.update({name: dict(values) for name, values in epoch.data.items()})
-
     # --- checkpoints --------------------------------------------------------------------------------------------
 
     def restore(self, saved: Saved) -> None:
@@ -732,15 +671,7 @@ class Engine:
         """
         if self._session is not None:
             raise UsageError("this engine is running already; restore it before")
-        record = saved.engine
-        self.progress.step, self.progress.epoch = saved.step, record["epoch"]
-        self.progress.epochs_done = record["epochs_done"]
-        self.metrics = {name: dict(values) for name, values in saved.epoch.get("metrics", {}).items()}
-        self._positions = {
-            name: Position(at["pass"], at["index"], at["cursor"]) for name, at in record["positions"].items()
-        }
-        self._zeroth_done, self._evaluated_step = record["zeroth_done"], record["evaluated_step"]
-        self._changed = dict(record["changed"])
+        self._standing.load_state_dict(saved.step, saved.engine, saved.epoch.get("metrics", {}))
         self._restored = saved
 
     async def _take_back(self, session: Session) -> None:
@@ -752,8 +683,8 @@ class Engine:
         if saved is None:
             return
         await session.thread.call(load_weights, self.model, saved)
-        if self._changed:
-            await session.set_parameters(self._changed)
+        if self._standing.changed:
+            await session.set_parameters(self._standing.changed)
         self.bus.load_states(saved.hooks)
         if self.own_rng and "rng" in saved.engine:
             rng.restore(saved.engine["rng"])
@@ -761,37 +692,23 @@ class Engine:
             self._last = restored_last(saved.epoch["last"], self._event(Event))
         if saved.epoch and saved.epoch["phase"] != "over" and self.progress.epoch > self.progress.epochs_done:
             self._unfinished = EpochRecord.restored(saved.epoch, saved.epoch["logged"], self._plan())
-            self._wished = dict.fromkeys(saved.epoch["pending"])
+            self._due.put_off(saved.epoch["pending"])
 
-    def _record(self, rng_states: dict[str, Any] | None, failure: BaseException | None) -> dict[str, Any]:
-        """What the engine itself needs to go on from a checkpoint."""
-        record: dict[str, Any] = {
-            "epoch": self.progress.epoch,
-            "epochs_done": self.progress.epochs_done - (self._epoch is not None and self._epoch.is_ending),
+    def _about(self) -> dict[str, Any]:
+        """What a checkpoint says about the run, besides where it stands."""
+        return {
             "seed": self.seed,
-            "positions": {
-                name: {"pass": at.number, "index": at.index, "cursor": at.cursor}
-                for name, at in self._positions.items()
-            },
-            "zeroth_done": self._zeroth_done,
-            "evaluated_step": self._evaluated_step,
-            "changed": self._changed,
             "restore_fallback": getattr(self.model, "restore_fallback", None),
             "input_names": list(getattr(self.model, "input_names", ())),
             "output_names": list(getattr(self.model, "output_names", ())),
         }
-        if self.own_rng:
-            record["rng"] = rng_states or rng.capture()
-        if failure is not None:
-            record["after_failure"] = redacted(f"{type(failure).__name__}: {failure}")
-        return record
 
     def _hook_failed(self, error: BaseException) -> None:
         """A hook or the checkpoint writer failed by policy: the first one ends the run, the others are noted on it."""
         if self._failure is None:
             self._failure = error
         else:
-            _joined(self._failure, error)
+            joined(self._failure, error)
         self.control.attract()
         self.bus.release_thread(True)
 
@@ -843,25 +760,3 @@ def _left_to_hooks(bus: EventBus) -> frozenset[str] | None:
             return None
         names.update(taken)
     return frozenset(names)
-
-
-def _alone(error: Exception) -> Exception:
-    """A group of one says less than the one."""
-    while isinstance(error, ExceptionGroup):
-        parts = list(cast("ExceptionGroup[Exception]", error).exceptions)
-        if len(parts) > 1:
-            break
-        error = parts[0]
-    return cast(Exception, error)
-
-
-def _joined(first: BaseException | None, second: BaseException) -> BaseException:
-    """The first error stays the error; the second is logged and noted on it, so neither hides the other."""
-    if first is None or first is second:
-        return second
-    told_in_words = isinstance(second, AsyncloopError)
-    logger.error(
-        "another error, after %s: %s", type(first).__name__, second, exc_info=None if told_in_words else second
-    )
-    first.add_note(f"after that, also {type(second).__name__}: {second}")
-    return first

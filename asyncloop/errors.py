@@ -17,7 +17,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
+from typing import cast
 
 __all__ = [
     "AsyncloopError",
@@ -32,7 +34,12 @@ __all__ = [
     "StopTraining",
     "StorageError",
     "UsageError",
+    "alone",
+    "grouped",
+    "joined",
 ]
+
+logger = logging.getLogger("asyncloop")
 
 
 class AsyncloopError(Exception):
@@ -107,3 +114,27 @@ class StopTraining(Exception):
     def __init__(self, reason: str = "stopped by a hook") -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+def grouped(error: BaseException) -> Sequence[BaseException]:
+    """The errors of a group; none if it is no group."""
+    return cast("BaseExceptionGroup[BaseException]", error).exceptions if isinstance(error, BaseExceptionGroup) else ()
+
+
+def alone(error: BaseException) -> BaseException:
+    """A group of one says less than the one."""
+    while len(parts := grouped(error)) == 1:
+        error = parts[0]
+    return error
+
+
+def joined(first: BaseException | None, second: BaseException) -> BaseException:
+    """The first error stays the error; the second is logged and noted on it, so neither hides the other."""
+    if first is None or first is second:
+        return second
+    told_in_words = isinstance(second, AsyncloopError)
+    logger.error(
+        "another error, after %s: %s", type(first).__name__, second, exc_info=None if told_in_words else second
+    )
+    first.add_note(f"after that, also {type(second).__name__}: {second}")
+    return first

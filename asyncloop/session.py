@@ -1,12 +1,11 @@
-"""Session: what exists only while an engine runs. The model thread, the hooks' tasks, the opened streams, and the save in flight.
+"""Session: what exists only while an engine runs. The model thread, the hooks' tasks, the opened streams, the saver.
 
 Teardown is the reading order reversed: producers are cancelled, the thread finishes its step, hooks drain, tasks end.
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,32 +15,18 @@ from typing import Any, Literal
 import anyio
 from anyio.abc import TaskGroup
 
-from asyncloop.batch import Cursor
-from asyncloop.bus import EventBus, Marker
-from asyncloop.checkpoint import Checkpoints, copy_state, refuse_nonfinite
-from asyncloop.control import Claim, Control, PendingCheckpoint
-from asyncloop.errors import CheckpointError
+from asyncloop.bus import EventBus
+from asyncloop.checkpoint import Checkpoints
+from asyncloop.control import Control
 from asyncloop.events import CheckpointSaved, RunInfo
 from asyncloop.model_thread import Halt, ModelThread, Rules, Stretch
+from asyncloop.saving import Saver
+from asyncloop.standing import Position, Standing
 from asyncloop.stream import BufferStatistics, Feed, Interrupted, Node, Pass, open_feed, open_node
 from asyncloop.threads import LoopHandle, LoopSleeper, OwnThread
 from asyncloop.watchdog import watch
 
-__all__ = ["Capture", "OpenStream", "Position", "Session", "refuse"]
-
-logger = logging.getLogger("asyncloop")
-
-
-_NOT_WHOLE = Claim("after a failure", keep=1)
-
-
-@dataclass(frozen=True, slots=True)
-class Position:
-    """Where a training stream stands: the pass, the index of the next batch in it, and the stream's own cursor."""
-
-    number: int = 1
-    index: int = 0
-    cursor: Cursor = None
+__all__ = ["OpenStream", "Session"]
 
 
 @dataclass(slots=True)
@@ -54,17 +39,6 @@ class OpenStream:
     position: Position
     is_datasets: bool
     """Whether the dataset has it, so that its position is kept; a source given for one call has none."""
-
-
-@dataclass(frozen=True, slots=True)
-class Capture:
-    """The state at a step boundary, copied; what hooks had after it comes with the marker."""
-
-    step: int
-    model: Any
-    epoch: Mapping[str, Any]
-    record: Mapping[str, Any]
-    marker: Marker
 
 
 class _Opening:
@@ -93,19 +67,21 @@ class Session:
         buffer: int | Literal["auto"],
         checkpoints: Checkpoints | None,
         thread: ModelThread | None,
-        positions: dict[str, Position],
+        standing: Standing,
+        about: Mapping[str, Any],
+        own_rng: bool,
         on_failure: Callable[[BaseException], None],
         on_log: Callable[..., None],
         follows: Callable[[str, bool], tuple[str, bool] | None],
         deadlines: Mapping[str, float],
         watched: Callable[[Node], Node] | None,
-        begins_at: int,
         enters: bool,
     ) -> None:
         self.bus, self.control, self._run_info = bus, control, run
         self._model, self._dataset, self._rules, self._seed = model, dataset, rules, seed
         self._buffer: int | Literal["auto"] = buffer
-        self._checkpoints, self._given_thread, self._positions = checkpoints, thread, positions
+        self._checkpoints, self._given_thread, self._standing = checkpoints, thread, standing
+        self._about, self._own_rng = about, own_rng
         self._on_failure, self._on_log, self._follows = on_failure, on_log, follows
         self._deadlines, self._watched, self._enters = deadlines, watched, enters
         self._stretch: Stretch | None = None
@@ -117,11 +93,7 @@ class Session:
         self._costs: dict[str, float] = {}
         self._statistics: dict[str, BufferStatistics] = {}
         self._running: Feed | None = None
-        self._saving: anyio.Event | None = None
-        self._unsaved: list[str] = []
-        """Checkpoints that could not be written, in words."""
-        self.saved_step = begins_at
-        """The newest step of which a checkpoint was taken, or at which the session began."""
+        self._saver: Saver | None = None
         self._closing = False
         self._watching: anyio.CancelScope | None = None
 
@@ -137,8 +109,9 @@ class Session:
         self._loop = LoopHandle()
         self._sleeper = LoopSleeper(self._loop)
         self.thread = self._given_thread or await self._stack.enter_async_context(ModelThread())
+        writer = None
         if self._checkpoints is not None:
-            self._writer = await self._stack.enter_async_context(OwnThread("asyncloop checkpoints", grace_s=60.0))
+            writer = await self._stack.enter_async_context(OwnThread("asyncloop checkpoints", grace_s=60.0))
         if self._enters and hasattr(self._dataset, "__aenter__"):
             await self._stack.enter_async_context(self._dataset)
         self.tasks: TaskGroup = await self._stack.enter_async_context(anyio.create_task_group())
@@ -148,6 +121,20 @@ class Session:
             self._watching = anyio.CancelScope()
             self.tasks.start_soon(self._watch)
         self.bus.open(self.tasks, fail=self._on_failure, stop=self.control.stop, log=self._on_log)
+        self._saver = Saver(
+            self._checkpoints,
+            writer,
+            model=self._model,
+            thread=self.thread,
+            bus=self.bus,
+            tasks=self.tasks,
+            standing=self._standing,
+            about=self._about,
+            own_rng=self._own_rng,
+            checks_weights=self._rules.on_nonfinite == "error",
+            tell=self._saved,
+            on_failure=self._on_failure,
+        )
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -157,9 +144,18 @@ class Session:
             self._watching.cancel()
         with anyio.CancelScope(shield=True):
             await self._close_feeds()
-            await self.written()
+            if self._saver is not None:
+                await self._saver.written()
             self.bus.close()
         await self._stack.__aexit__(None, None, None)
+
+    @property
+    def saver(self) -> Saver:
+        assert self._saver is not None, "only while the session is open"
+        return self._saver
+
+    def _saved(self, epoch: int, step: int, path: Path) -> None:
+        self.bus.publish(CheckpointSaved(self._run_info, self.control, epoch, step, path))
 
     async def _watch(self) -> None:
         assert self._watching is not None
@@ -221,7 +217,7 @@ class Session:
         self, warm: _Opening, name: str, train: bool, source: object | None, position: Position | None
     ) -> None:
         if position is None and train and source is None:
-            position = self._positions.get(name)
+            position = self._standing.positions.get(name)
         position = position or Position(number=1 if train else 0)
         at = Pass(name, position.number, self._seed)
         try:
@@ -255,7 +251,7 @@ class Session:
         del self._feeds[id(stream.feed)]
         if stream.train and stream.is_datasets:
             self._open.pop(stream.name, None)
-            self._positions[stream.name] = Position(number=stream.position.number + 1)
+            self._standing.positions[stream.name] = Position(number=stream.position.number + 1)
 
     def statistics(self, name: str) -> BufferStatistics | None:
         """The gauges of a stream's buffer, of the pass under way or of the last one."""
@@ -298,7 +294,7 @@ class Session:
             if cost_s is not None:
                 self._costs[stream.name] = cost_s
             if stream.train and stream.is_datasets:
-                self._positions[stream.name] = stream.position
+                self._standing.positions[stream.name] = stream.position
 
     async def peek_end(self, stream: OpenStream) -> bool:
         """Whether the stream is over after the batches that ran; waits for a batch to look at, unless a stop comes."""
@@ -313,78 +309,3 @@ class Session:
 
     async def set_parameters(self, changes: Mapping[str, Any]) -> None:
         await self.thread.call(lambda: self._model.set_parameters(**changes))
-
-    # --- checkpoints --------------------------------------------------------------------------------------------
-
-    @property
-    def saves(self) -> bool:
-        """Whether there is somewhere to save a checkpoint."""
-        return self._checkpoints is not None
-
-    async def capture(
-        self, step: int, record: Mapping[str, Any], place: Callable[[], Mapping[str, Any]], marker: Marker
-    ) -> Capture:
-        """Copy the model's state and the `place` in the epoch on the model thread; hooks' states come with the marker.
-
-        Raises what the model's `state_dict` raises, and CheckpointError if there is nowhere to save.
-        """
-        if self._checkpoints is None:
-            raise CheckpointError("a checkpoint was asked for, but this engine has no output_dir, or only evaluates")
-        model, epoch = await self.thread.call(lambda: (copy_state(self._model.state_dict()), copy_state(place())))
-        self.saved_step = step
-        return Capture(step, model, epoch, record, marker)
-
-    def commit(self, capture: Capture, requests: list[PendingCheckpoint]) -> None:
-        """Write what was captured in the background; one checkpoint serves all `requests`."""
-        self._saving = anyio.Event()
-        self.tasks.start_soon(self._write, capture, requests)
-
-    async def written(self) -> None:
-        """Wait until the checkpoint in flight is complete (or has failed)."""
-        if self._saving is not None:
-            await self._saving.wait()
-
-    async def _write(self, capture: Capture, requests: list[PendingCheckpoint]) -> None:
-        assert self._checkpoints is not None
-        assert self._saving is not None
-        checkpoints, saving, step, marker = self._checkpoints, self._saving, capture.step, capture.marker
-        with anyio.CancelScope(shield=True):
-            try:
-                hooks = copy_state(await marker.complete())
-                parts = {"model": capture.model, "hooks": hooks, "epoch": {**capture.epoch, "logged": marker.logged}}
-                lacks = self._lost_before(capture, hooks)
-                # A checkpoint that lacks something takes nobody's place among those that do not.
-                claims = [_NOT_WHOLE] if lacks else [request.claim for request in requests]
-                record = {**capture.record, "lacks": lacks} if lacks else capture.record
-                if self._rules.on_nonfinite == "error":
-                    await self._writer.call(refuse_nonfinite, step, capture.model)
-                path = await self._writer.call(checkpoints.write, step, parts, record, claims)
-            except Exception as error:
-                self._unsaved.append(f"the checkpoint of step {step}")
-                refuse(requests, error)
-                self._on_failure(error)
-            else:
-                for request in requests:
-                    request.resolve(path)
-                self._saved(step, capture.record, path)
-            finally:
-                saving.set()
-
-    def _lost_before(self, capture: Capture, hooks: Mapping[str, Any]) -> list[str]:
-        """What a failure has cost that a resume from this checkpoint would not bring back, in words."""
-        lost = [f"the state of hook {name}" for name in self.bus.failed_with_state if name not in hooks]
-        record = capture.record
-        failed = "after_failure" in record or capture.step == 0
-        is_over = capture.epoch.get("phase", "over") == "over"
-        if failed and not is_over and record["epoch"] == record["epochs_done"]:  # counted, but not told to all hooks
-            lost.append(f"the end of epoch {record['epoch']}")
-        return lost + self._unsaved
-
-    def _saved(self, step: int, record: Mapping[str, Any], path: Path) -> None:
-        self.bus.publish(CheckpointSaved(self._run_info, self.control, record["epoch"], step, path))
-
-
-def refuse(requests: Iterable[PendingCheckpoint], error: Exception) -> None:
-    """Tell those who wait for a checkpoint why there is none."""
-    for request in requests:
-        request.resolve(None, error)

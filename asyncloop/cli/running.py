@@ -17,12 +17,12 @@ from typing import Any
 import anyio
 
 from asyncloop.archive import SavedRun, find_run, read_run, runs_below
-from asyncloop.blame import alone
 from asyncloop.cli.logs import configure_logging
 from asyncloop.cli.signals import Work, say, watch
 from asyncloop.cli.terminal import complain, print_json
 from asyncloop.cli.trouble import code_of, tell, users_traceback
 from asyncloop.cli.wording import metric_rows
+from asyncloop.errors import alone
 from asyncloop.evaluation import open_evaluation
 from asyncloop.live import INTERRUPTED, Run, exit_code_of
 from asyncloop.redact import redacted

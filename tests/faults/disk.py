@@ -34,10 +34,11 @@ from stopping_project import digest, make_project, outcome
 
 import asyncloop
 from asyncloop import blame
-from asyncloop.blame import alone, code_of, is_others
+from asyncloop.blame import code_of, is_others
 from asyncloop.checkpoint import Checkpoints, remedy_for
 from asyncloop.cli import trouble
 from asyncloop.cli.trouble import tell
+from asyncloop.errors import alone
 
 CHANGES = frozenset(
     ["create", "write", "close", "fsync", "mkdir", "unlink", "rmdir", "rename", "replace", "truncate", "sendfile"]

@@ -1,0 +1,193 @@
+"""Saver: the checkpoints of a running engine. A copy on the model thread at a step boundary, then a write in the background.
+
+    state after step k ──► copied (model thread) ──► a marker through every mailbox ──► written (a thread of its own)
+
+One write is in flight at most. What is repeated if it is interrupted (an evaluation) is held back: a checkpoint taken
+meanwhile says what hooks and generators were before it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anyio
+from anyio.abc import TaskGroup
+
+from asyncloop import rng
+from asyncloop.bus import EventBus, Marker
+from asyncloop.checkpoint import Checkpoints, copy_state, refuse_nonfinite
+from asyncloop.control import Claim, PendingCheckpoint
+from asyncloop.epoch import EpochRecord, last_state, savable
+from asyncloop.errors import CheckpointError
+from asyncloop.events import AfterBatch
+from asyncloop.model_thread import ModelThread
+from asyncloop.redact import redacted
+from asyncloop.rundir import LOG_MARK
+from asyncloop.standing import Standing
+from asyncloop.threads import OwnThread
+
+__all__ = ["Capture", "Saver"]
+
+logger = logging.getLogger("asyncloop")
+
+_NOT_WHOLE = Claim("after a failure", keep=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Capture:
+    """The state at a step boundary, copied; what hooks had after it comes with the marker."""
+
+    step: int
+    model: Any
+    epoch: Mapping[str, Any]
+    record: Mapping[str, Any]
+    marker: Marker
+
+
+class Saver:
+    """Owned by a session; lives on the event loop. `checkpoints` None: there is nowhere to save, and no `writer`."""
+
+    def __init__(
+        self,
+        checkpoints: Checkpoints | None,
+        writer: OwnThread | None,
+        *,
+        model: Any,
+        thread: ModelThread,
+        bus: EventBus,
+        tasks: TaskGroup,
+        standing: Standing,
+        about: Mapping[str, Any],
+        own_rng: bool,
+        checks_weights: bool,
+        tell: Callable[[int, int, Path], None],
+        on_failure: Callable[[BaseException], None],
+    ) -> None:
+        self._checkpoints, self._writer, self._tasks = checkpoints, writer, tasks
+        self._model, self._thread, self._bus = model, thread, bus
+        self._standing, self._about, self._own_rng = standing, about, own_rng
+        self._checks_weights, self._tell, self._on_failure = checks_weights, tell, on_failure
+        self._held: tuple[Marker, dict[str, Any] | None] | None = None
+        """Hooks' and generators' states from before what is repeated if a stop interrupts it."""
+        self._saving: anyio.Event | None = None
+        self._unsaved: list[str] = []
+        """Checkpoints that could not be written, in words."""
+        self._saved_step = standing.progress.step
+        """The newest step of which a checkpoint was taken, or at which the session began."""
+
+    @property
+    def is_due_at_the_end(self) -> bool:
+        """Whether steps have been made since the last checkpoint, and there is somewhere to save one."""
+        return self._checkpoints is not None and self._saved_step < self._standing.progress.step
+
+    def hold(self, epoch: EpochRecord) -> None:
+        """From here on a stop saves what hooks and generators are now: what comes is repeated by a resume."""
+        if self._checkpoints is not None:
+            self._held = self._bus.mark(epoch.logged_by), rng.capture() if self._own_rng else None
+
+    def let_go(self) -> None:
+        """What was held back is done, so it is not repeated any more."""
+        self._held = None
+
+    async def save(self, requests: list[PendingCheckpoint], epoch: EpochRecord | None) -> None:
+        """One checkpoint for all these requests, if there are any. Returns once the state is copied.
+
+        Raises what the model's `state_dict` raises, and CheckpointError if there is nowhere to save; whoever asked
+        gets that, too.
+        """
+        if not requests:
+            return
+        try:
+            capture = await self.capture(epoch)
+        except Exception as error:
+            _refuse(requests, error)
+            raise
+        self.commit(capture, requests)
+
+    async def capture(
+        self, epoch: EpochRecord | None, *, failure: BaseException | None = None, last: AfterBatch | None = None
+    ) -> Capture:
+        """The state as it is now, or as it was before what a resume repeats. `last` is what the run may have ended with."""
+        if self._checkpoints is None:
+            raise CheckpointError("a checkpoint was asked for, but this engine has no output_dir, or only evaluates")
+        marker, rng_states = self._held or (None, None)
+        step = self._standing.progress.step
+
+        def place() -> dict[str, Any]:
+            own = {} if epoch is None else epoch.state_dict()
+            return {**own, "metrics": savable(self._standing.metrics), "last": {} if last is None else last_state(last)}
+
+        record = self._record(rng_states, epoch is not None and epoch.is_ending, failure)
+        await self.written()  # what was saved before is told before the marker
+        logger.info(LOG_MARK, step, extra={"log_only": True})
+        marker = marker or self._bus.mark(None if epoch is None else epoch.logged_by)
+        model, kept = await self._thread.call(lambda: (copy_state(self._model.state_dict()), copy_state(place())))
+        self._saved_step = step
+        return Capture(step, model, kept, record, marker)
+
+    def commit(self, capture: Capture, requests: list[PendingCheckpoint]) -> None:
+        """Write what was captured in the background; one checkpoint serves all `requests`."""
+        self._saving = anyio.Event()
+        self._tasks.start_soon(self._write, capture, requests, self._saving)
+
+    async def written(self) -> None:
+        """Wait until the checkpoint in flight is complete (or has failed)."""
+        if self._saving is not None:
+            await self._saving.wait()
+
+    def _record(
+        self, rng_states: dict[str, Any] | None, is_ending: bool, failure: BaseException | None
+    ) -> dict[str, Any]:
+        """What the engine itself needs to go on from a checkpoint."""
+        record = {**self._standing.state_dict(epoch_is_ending=is_ending), **self._about}
+        if self._own_rng:
+            record["rng"] = rng_states or rng.capture()
+        if failure is not None:
+            record["after_failure"] = redacted(f"{type(failure).__name__}: {failure}")
+        return record
+
+    async def _write(self, capture: Capture, requests: Sequence[PendingCheckpoint], saving: anyio.Event) -> None:
+        assert self._checkpoints is not None
+        assert self._writer is not None
+        step, marker = capture.step, capture.marker
+        with anyio.CancelScope(shield=True):
+            try:
+                hooks = copy_state(await marker.complete())
+                parts = {"model": capture.model, "hooks": hooks, "epoch": {**capture.epoch, "logged": marker.logged}}
+                lacks = self._lost_before(capture, hooks)
+                # A checkpoint that lacks something takes nobody's place among those that do not.
+                claims = [_NOT_WHOLE] if lacks else [request.claim for request in requests]
+                record = {**capture.record, "lacks": lacks} if lacks else capture.record
+                if self._checks_weights:
+                    await self._writer.call(refuse_nonfinite, step, capture.model)
+                path = await self._writer.call(self._checkpoints.write, step, parts, record, claims)
+            except Exception as error:
+                self._unsaved.append(f"the checkpoint of step {step}")
+                _refuse(requests, error)
+                self._on_failure(error)
+            else:
+                for request in requests:
+                    request.resolve(path)
+                self._tell(capture.record["epoch"], step, path)
+            finally:
+                saving.set()
+
+    def _lost_before(self, capture: Capture, hooks: Mapping[str, Any]) -> list[str]:
+        """What a failure has cost that a resume from this checkpoint would not bring back, in words."""
+        lost = [f"the state of hook {name}" for name in self._bus.failed_with_state if name not in hooks]
+        record = capture.record
+        failed = "after_failure" in record or capture.step == 0
+        is_over = capture.epoch.get("phase", "over") == "over"
+        if failed and not is_over and record["epoch"] == record["epochs_done"]:  # counted, but not told to all hooks
+            lost.append(f"the end of epoch {record['epoch']}")
+        return lost + self._unsaved
+
+
+def _refuse(requests: Iterable[PendingCheckpoint], error: Exception) -> None:
+    """Tell those who wait for a checkpoint why there is none."""
+    for request in requests:
+        request.resolve(None, error)
