@@ -9,13 +9,28 @@ import numpy as np
 
 from asyncloop.errors import DataError
 
-__all__ = ["Batch", "Cursor", "as_batch", "n_examples_of", "nbytes_of"]
+__all__ = ["Batch", "Cursor", "StagedBatch", "as_batch", "n_examples_of", "nbytes_of"]
 
 Batch: TypeAlias = Mapping[str, Any]
 """Source name → array-like whose axis 0 is the example axis. Nobody changes a batch after it was produced."""
 
 Cursor: TypeAlias = "bool | int | float | str | list[Cursor] | dict[str, Cursor] | None"
 """The position of a stream right after a batch: a small JSON value that only the stream understands."""
+
+
+class StagedBatch(dict[str, Any]):
+    """A batch with what its model has made of it ahead of the step. Whoever runs it takes that out."""
+
+    __slots__ = ("_staged",)
+
+    def __init__(self, batch: Batch, staged: Any) -> None:
+        super().__init__(batch)
+        self._staged = staged
+
+    def take(self) -> Any:
+        """What was prepared, once; then None, so that hooks that keep the batch do not keep that, too."""
+        staged, self._staged = self._staged, None
+        return staged
 
 
 def as_batch(value: object, stream: str, index: int) -> Batch:

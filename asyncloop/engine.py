@@ -15,6 +15,7 @@ import uuid
 from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -45,6 +46,7 @@ from asyncloop.events import (
     Resumed,
     RunInfo,
 )
+from asyncloop.fetching import is_on_device
 from asyncloop.model_thread import Halt, ModelThread, Policy, Rules, Stretch
 from asyncloop.progress import Progress
 from asyncloop.saving import Capture, Saver
@@ -138,6 +140,7 @@ class Engine:
         self.progress = Progress(epochs, steps)
         self.control = Control(getattr(model, "live", None))
         self.bus = EventBus(hooks)
+        self.bus.only_training = frozenset(getattr(model, "training_output_names", ()))
         self.run_info = RunInfo(uuid.uuid4().hex[:8], "run", self.output_dir, dataset, epochs, steps)
         self._standing = Standing(self.progress)
         self._due = Due(evaluation, self.extra_streams, self._standing, self.control, self.bus)
@@ -269,7 +272,9 @@ class Engine:
         stretch = self._stretch(stream, epoch)
         stretch.batches = size
         training = epoch.training = Training(stretch, 0, stretch.index)
-        if epoch.resumed is not None:  # a checkpoint was taken inside this epoch, before what was due at its step
+        if epoch.resumed is None:
+            await self._tell_model("begin_stream", name, train=True)
+        else:  # a checkpoint was taken inside this epoch, before what was due at its step
             training.load_state_dict(epoch.resumed)
             epoch.resumed = None
             await self._take_up_due(stream, stretch)
@@ -319,6 +324,7 @@ class Engine:
         finally:
             self._epoch = around
         self._check_failure()
+        await self._tell_model("evaluated", {name: epoch.data[name] for name in names})
         whole.pending = []
         if whole.phase == "train":
             self._saver.let_go()
@@ -330,6 +336,7 @@ class Engine:
             stream = await self._take(name, False, given.get(name))
             stretch = self._stretch(stream, epoch)
             stretch.batches = limits.get(name)
+            await self._tell_model("begin_stream", name, train=False)
             while (await self._advance(stream, stretch)) == "asked":
                 await self._pause_if_asked(between_steps=False)
             await self._live_session.end_pass(stream)
@@ -594,7 +601,7 @@ class Engine:
     async def _last_step(self) -> AfterBatch | None:
         """The newest train step, with what hooks want that get it only if it is the last."""
         thread = self._live_session.thread
-        return await thread.last_with(self.bus.last_asks(thread.last)) if thread.last is not None else self._last
+        return await thread.last_with(*self.bus.last_asks(thread.last)) if thread.last is not None else self._last
 
     # --- small things -------------------------------------------------------------------------------------------
 
@@ -647,8 +654,14 @@ class Engine:
                 name, stretch.n_dropped, self.rules.batch_size,
             )  # fmt: skip
         means = stretch.means
-        on_device = any(hasattr(total, "detach") for total in means.sums.values())  # belongs to the model's thread
+        on_device = any(map(is_on_device, means.sums.values()))
         epoch.data[name] = await self._live_session.thread.call(means.result) if on_device else means.result()
+        epoch.data[name] |= await self._tell_model("end_stream", name, train=stretch.train) or {}
+
+    async def _tell_model(self, what: str, *args: Any, **kwargs: Any) -> Any:
+        """Call one of the model's optional methods, if it has it, on its thread."""
+        method = getattr(self.model, what, None)
+        return None if method is None else await self._live_session.thread.call(partial(method, *args, **kwargs))
 
     async def _gather_logged(self, epoch: EpochRecord) -> None:
         """Every hook has handled the batches; what they logged joins the epoch data."""

@@ -25,6 +25,7 @@ from asyncloop.batch import Batch
 
 if TYPE_CHECKING:
     from asyncloop.control import Control
+    from asyncloop.fetching import Fetch
     from asyncloop.stats import Timings
 
 __all__ = [
@@ -127,6 +128,8 @@ class AfterBatch(Event):
     """Outputs that were evaluated on demand; who names them in `variables` finds them in `outputs`."""
     timed: frozenset[object] = field(default=_NOBODY, repr=False)
     """The bus's own note of whose cadence in seconds is due."""
+    fetch: Fetch | None = field(default=None, repr=False)
+    """Values on their way from a device to `asked`; hooks get the event when they have arrived."""
 
 
 @dataclass(slots=True, eq=False)

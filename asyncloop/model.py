@@ -14,9 +14,17 @@ __all__ = ["Model"]
 class Model(Protocol):
     """Runs batches. Built, run, saved and loaded on the model thread only.
 
-    Optional: `live: dict[str, type]` with `set_parameters(**changes)` (what `control.set` may change),
-    `restore_fallback: str` ("module:Class", which takes over when this class can no longer be imported),
-    `weights() -> Mapping`, `has_no_weights = True` (it can be loaded from a run without a checkpoint).
+    Optional, all called on the model thread but for `stage`:
+
+    * `live: dict[str, type]` with `set_parameters(**changes)`: what `control.set` may change.
+    * `training_output_names`: those of `output_names` that only training steps have.
+    * `restore_fallback: str` ("module:Class"): takes over when this class can no longer be imported.
+    * `weights() -> Mapping`, `has_no_weights = True` (it can be loaded from a run without a checkpoint).
+    * `begin_stream(stream, *, train)` before the first batch of a stream in an epoch (not when a resume goes on in the
+      middle), `end_stream(stream, *, train) -> Mapping | None` after its last: what it returns joins the epoch data.
+    * `evaluated(data)` when an evaluation is complete and its hooks have run, with the data of its streams; never twice.
+    * `ahead: int` with `stage(batch) -> Any`: up to `ahead` batches are prepared by a thread of the stream's own before
+      their steps; `run` then gets a StagedBatch and takes what `stage` returned.
     """
 
     input_names: Sequence[str]

@@ -11,6 +11,7 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
@@ -19,12 +20,14 @@ import numpy as np
 from anyio.abc import TaskGroup
 
 from asyncloop.batch import Batch, Cursor, as_batch, n_examples_of
-from asyncloop.bus import EventBus, Subscription
+from asyncloop.bus import EventBus, Subscription, device_scalars, leaf
 from asyncloop.bus.finished import Finished, Passing, as_event
 from asyncloop.bus.pump import DELIVER_EVERY_S
 from asyncloop.control import Control
 from asyncloop.errors import DataError, ModelError, NonFiniteError
 from asyncloop.events import AfterBatch, BeforeBatch, RunInfo
+from asyncloop.fetching import Fetch, is_on_device
+from asyncloop.late_checks import LateChecks
 from asyncloop.stats import Timings, WeightedMeans, metric_sink
 from asyncloop.stream import EndOfStream, Feed, Interrupted
 from asyncloop.threads import OwnThread, ThreadSleeper, stray_cancellation, was_cancelled
@@ -99,6 +102,8 @@ class ModelThread:
         self._lazy: Mapping[str, Callable[[], Any]] = _NOTHING
         self._tasks: TaskGroup | None = None
         self._warned: set[str] = set()
+        self._late: LateChecks | None = None
+        """Losses of the stretch under way that are on a device, if there are any."""
         self.model_failed = False
         """Whether the model (or a check of what it gave) raised, so that its state is not worth saving."""
 
@@ -158,16 +163,36 @@ class ModelThread:
             last = self._last = as_event(last)
         return last
 
-    async def last_with(self, names: Sequence[str]) -> AfterBatch | None:
-        """The newest train step with these outputs evaluated as well."""
+    async def last_with(self, names: Sequence[str], scalars: bool) -> AfterBatch | None:
+        """The newest train step with these outputs, and its `scalars`, evaluated and on the host as well."""
         last = self.last
-        if last is not None and any(name in self._lazy for name in names):
-            last.asked = {**(last.asked or {}), **await self.call(self._evaluate, names)}
+        if last is None:
+            return None
+
+        def ask() -> dict[str, Any]:
+            evaluated = _evaluated(self._lazy, names)
+            return evaluated | Fetch({**evaluated, **_on_device(last, names, scalars)}).take()
+
+        if scalars or any(name in self._lazy or name not in (last.asked or ()) for name in names):
+            last.asked = {**(last.asked or {}), **await self.call(ask)}
         return last
 
     # --- on the thread ------------------------------------------------------------------------------------------
 
     def _work(self, stretch: Stretch, model: Any, rules: Rules, bus: EventBus) -> Halt:
+        """A stretch, and what is left to look at when it is over."""
+        try:
+            halt = self._run_batches(stretch, model, rules, bus)
+            if self._late is not None:
+                self._late.finish()
+        except (ModelError, NonFiniteError):
+            self.model_failed = True
+            raise
+        finally:
+            self._late = None
+        return halt
+
+    def _run_batches(self, stretch: Stretch, model: Any, rules: Rules, bus: EventBus) -> Halt:
         """The loop itself. Whatever can be asked once a stretch is asked before it; common kinds of batches and outputs
         (dicts, floats) are handled here in the open, anything rarer in a method: a call costs as much as the check.
         """
@@ -186,6 +211,7 @@ class ModelThread:
         read: list[float] = []
         ran: list[float] = []
         n_examples, step = 0, stretch.step
+        on_device: bool | None = None  # whether anything that hooks may ask for is; known after the first batch
         post, unasked = pump.post, 1
         woken_s = previous_s = ended_s = clock()
         _start_clocks(timed_hooks, ended_s)
@@ -244,7 +270,13 @@ class ModelThread:
                         lazy = _take_output(name, number, means, n_examples, lazy)
                         if name in sums:
                             known.add(name)
-                        finite = watched is None or not watched[name] or _is_finite(value)
+                        if watched is None or not watched[name]:
+                            finite = True
+                        elif is_on_device(value):
+                            self._look_later(rules, stream).add(name, value, step + 1, index)
+                            finite = True
+                        else:
+                            finite = _is_finite(value)
                     if not finite and watched is not None and watched[name]:
                         _nonfinite(rules.on_nonfinite, name, value, step + 1, stream, index)
                 if train:
@@ -258,11 +290,15 @@ class ModelThread:
                 previous_s = ended_s
                 if wanted:
                     finished: Finished | AfterBatch = (passing, step, index, batch, outputs, n_examples)
-                    if timed_hooks or lazy is not None:
+                    if on_device is None:
+                        on_device = _any_on_device(outputs) or _any_on_device(batch)
+                    if timed_hooks or lazy is not None or on_device:
                         finished = as_event(finished)
                         finished.timed = _timed_due(timed_hooks, ended_s)
                         if lazy is not None:
                             self._resolve(finished, lazy, asked_before, bus)
+                        if on_device:
+                            _begin_to_fetch(finished, bus)
                     if train:
                         self._last = finished
                     post(finished)
@@ -272,6 +308,8 @@ class ModelThread:
                         woken_s = previous_s = clock()
                     if timed_hooks and _is_lockstep_due(timed_hooks, finished):
                         return "time"
+                if self._late is not None:
+                    self._late.look()
                 if len(ran) >= _TIMINGS:
                     _fold(stretch, read, ran)
                 if batches is not None and stretch.n_accepted >= batches:
@@ -280,9 +318,6 @@ class ModelThread:
                     return "step"
                 if until_s is not None and ended_s >= until_s:
                     return "time"
-        except (ModelError, NonFiniteError):
-            self.model_failed = True
-            raise
         finally:
             pump.wake()
             _fold(stretch, read, ran)
@@ -368,8 +403,13 @@ class ModelThread:
                 self._warned.add(stream)
             _by_policy(rules.on_unused_sources, what, DataError)
 
-    def _evaluate(self, names: Sequence[str]) -> dict[str, Any]:
-        return _evaluated(self._lazy, names)
+    def _look_later(self, rules: Rules, stream: str) -> LateChecks:
+        if self._late is None:
+            policy = rules.on_nonfinite
+            self._late = LateChecks(
+                lambda name, step, index: _nonfinite(policy, name, "not finite", step, stream, index)
+            )
+        return self._late
 
 
 def _check_outputs(outputs: Any, stream: str, index: int) -> None:
@@ -447,7 +487,7 @@ def _is_finite(value: Any) -> bool:
 
 
 def _nonfinite(policy: Policy, name: str, value: Any, step: int, stream: str, index: int) -> None:
-    shown = value if np.ndim(value) == 0 else "an array with values that are not finite"
+    shown = value if isinstance(value, str) or np.ndim(value) == 0 else "an array with values that are not finite"
     what = f"output {name!r} is {shown} at step {step} (stream {stream!r}, batch {index})"
     _by_policy(
         policy, what + "; look at the learning rate and at that batch, or set on_nonfinite = 'warn'", NonFiniteError
@@ -509,6 +549,34 @@ def _add_nested(means: WeightedMeans, path: str, values: Mapping[str, Any], n_ex
 def _host_scalar(value: Any) -> Any:
     """A scalar that can be summed: a float, or a device scalar cut off from its graph, left where it is."""
     return value.detach() if hasattr(value, "detach") else float(value)
+
+
+def _any_on_device(values: Mapping[str, Any]) -> bool:
+    return any(
+        _any_on_device(cast("Mapping[str, Any]", value)) if isinstance(value, Mapping) else is_on_device(value)
+        for value in values.values()
+    )
+
+
+def _begin_to_fetch(event: AfterBatch, bus: EventBus) -> None:
+    """Have what due hooks want of a device brought over; the event waits for it on its way to them."""
+    at = (event.stream, event.train, event.step, event.timed)
+    wanted = _on_device(event, bus.asks(*at), bus.wants_scalars(*at))
+    if wanted:
+        event.fetch = Fetch(wanted)
+
+
+def _on_device(event: AfterBatch, names: Sequence[str], scalars: bool) -> dict[str, Any]:
+    """The named variables of a batch that are on a device, and all scalars if they are wanted."""
+    found = device_scalars(event.outputs) if scalars else {}
+    for name in names:
+        for values in (event.asked or {}, event.outputs, event.inputs):
+            with suppress(KeyError):
+                value = leaf(values, name)
+                if _any_on_device({name: value}):
+                    found[name] = value
+                break
+    return found
 
 
 def _timed_due(hooks: Sequence[Subscription], now_s: float) -> frozenset[object]:

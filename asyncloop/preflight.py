@@ -176,7 +176,8 @@ async def dry_run(parts: Parts, engine: Engine) -> CheckReport:
         report.sources[stream] = {name: described(value) for name, value in batch.items()}
         outputs = await _run_once(parts, batch, stream)
         report.outputs = {name: described(value) for name, value in outputs.items()}
-        lacking = [name for name in parts.model.output_names if name not in outputs]
+        only_training = getattr(parts.model, "training_output_names", ())
+        lacking = [name for name in parts.model.output_names if name not in outputs and name not in only_training]
         if lacking and not report.problems:
             report.problems.append(
                 f"the model declares the output {', '.join(lacking)} but gave only {', '.join(outputs) or 'nothing'}"
@@ -228,12 +229,19 @@ async def _run_once(parts: Parts, batch: Batch, stream: str) -> Mapping[str, Any
             outputs: Any = await run(batch, train=False, stream=stream)
         else:
             outputs = await parts.thread.call(lambda: run(batch, train=False, stream=stream))
+        if isinstance(outputs, Mapping):
+            outputs = await parts.thread.call(_evaluated, cast("Mapping[str, Any]", outputs))
     except Exception as error:
         error.add_note(f"model.run on stream {stream!r}, batch 0")
         raise
     if not isinstance(outputs, Mapping):
         raise ModelError(f"model.run must return a mapping of output names to values, not {type(outputs).__name__!r}")
     return cast("Mapping[str, Any]", outputs)
+
+
+def _evaluated(outputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The outputs with those evaluated that come on demand."""
+    return {name: value() if callable(value) else value for name, value in outputs.items()}
 
 
 def _check_model(model: Any) -> None:

@@ -22,7 +22,7 @@ from asyncloop.events import CheckpointSaved, RunInfo
 from asyncloop.model_thread import Halt, ModelThread, Rules, Stretch
 from asyncloop.saving import Saver
 from asyncloop.standing import Position, Standing
-from asyncloop.stream import BufferStatistics, Feed, Interrupted, Node, Pass, open_feed, open_node
+from asyncloop.stream import BufferStatistics, Feed, Interrupted, Node, Pass, StagedFeed, open_feed, open_node
 from asyncloop.threads import LoopHandle, LoopSleeper, OwnThread
 from asyncloop.watchdog import watch
 
@@ -235,6 +235,9 @@ class Session:
                     close_on_model_thread=self.thread.call,
                     on_exhausted=lambda: self._exhausted(name, train, position.number),
                 )
+                ahead = getattr(self._model, "ahead", 0)
+                if ahead:
+                    feed = StagedFeed(feed, at, self._model.stage, ahead, self.tasks)
                 self._feeds[id(feed)] = feed
                 warm.stream = OpenStream(name, train, feed, position, source is None)
         except Exception as error:

@@ -3,6 +3,6 @@
 from asyncloop.bus.bus import EventBus
 from asyncloop.bus.listener import Gap, Listener
 from asyncloop.bus.subscription import Marker, Subscription
-from asyncloop.bus.views import leaf, to_host
+from asyncloop.bus.views import device_scalars, leaf, named_values
 
-__all__ = ["EventBus", "Gap", "Listener", "Marker", "Subscription", "leaf", "to_host"]
+__all__ = ["EventBus", "Gap", "Listener", "Marker", "Subscription", "device_scalars", "leaf", "named_values"]

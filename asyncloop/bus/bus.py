@@ -12,7 +12,8 @@ import copy
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 from weakref import WeakSet
 
@@ -24,9 +25,9 @@ from asyncloop.bus.declared import Declared
 from asyncloop.bus.listener import Listener
 from asyncloop.bus.pump import OUTBOX, Pump
 from asyncloop.bus.subscription import Marker, OnFailure, OnLog, OnStop, Subscription
-from asyncloop.bus.views import narrowed, with_added
+from asyncloop.bus.views import narrowed, with_added, with_scalars
 from asyncloop.errors import ConfigError
-from asyncloop.events import AfterBatch, AfterEpoch, BeforeBatch, BeforeTraining, Event
+from asyncloop.events import AfterBatch, AfterEpoch, AfterEpochProfile, BeforeBatch, BeforeTraining, Event
 from asyncloop.stats import Timings
 from asyncloop.threads import LoopHandle
 
@@ -50,6 +51,8 @@ class EventBus:
         self._history: deque[Event] = deque(maxlen=_HISTORY)
         self._ended = False
         self._open: _Opened | None = None
+        self.only_training: Collection[str] = ()
+        """Outputs that evaluations lack; a hook that names them gets the others there."""
         for hook in hooks:
             self.add(hook)
 
@@ -193,6 +196,13 @@ class EventBus:
                 names.update(dict.fromkeys(own.variables))
         return list(names)
 
+    def wants_scalars(self, stream: str, train: bool, step: int, timed: frozenset[object]) -> bool:
+        """Whether a due hook wants scalars on the host that are on a device. Called from the model thread."""
+        return any(
+            own.scalars_on_host and not own.disabled and own.due(stream, train, step, timed)
+            for own in self._subscriptions
+        )
+
     def release_thread(self, released: bool) -> None:
         """While released, the thread never waits for room: the run is being stopped or has failed."""
         if self._open is not None:
@@ -312,9 +322,11 @@ class EventBus:
         for own in self._waiting_for_last(event):
             self._deliver(own, [event], nbytes_of(event.inputs, event.outputs))
 
-    def last_asks(self, event: AfterBatch) -> list[str]:
-        """What `publish_last` will want evaluated, each name once."""
-        return list(dict.fromkeys(name for own in self._waiting_for_last(event) for name in own.variables or ()))
+    def last_asks(self, event: AfterBatch) -> tuple[list[str], bool]:
+        """What `publish_last` will want evaluated, each name once; and whether it will want all scalars on the host."""
+        waiting = self._waiting_for_last(event)
+        names = dict.fromkeys(name for own in waiting for name in own.variables or ())
+        return list(names), any(own.scalars_on_host for own in waiting)
 
     def _waiting_for_last(self, event: AfterBatch) -> list[Subscription]:
         return [
@@ -358,11 +370,13 @@ class EventBus:
     def _deliver(self, own: Subscription, events: Sequence[AfterBatch], n_bytes: int) -> None:
         if own.variables is not None:
             try:
-                events = [narrowed(event, own.variables, own.name) for event in events]
+                events = [narrowed(event, own.variables, own.name, self.only_training) for event in events]
             except Exception as error:
                 own.failed(error, events[0])
                 return
             n_bytes = nbytes_of(events[0].inputs, events[0].outputs)
+        elif own.scalars_on_host:
+            events = [with_scalars(event) if event.asked else event for event in events]
         own.deliver(events, n_bytes)
 
     def _added(self, own: Subscription, events: list[AfterBatch]) -> list[AfterBatch]:
@@ -377,7 +391,7 @@ class EventBus:
             return events
 
     def _remember(self, event: Event) -> None:
-        self._history.append(event)
+        self._history.append(_in_brief(event))
         for listener in list(self._listeners):
             listener.offer(event)
 
@@ -435,3 +449,11 @@ def _copied(event: Event) -> Event:
     if hasattr(own, "data"):
         setattr(own, "data", {stream: dict(values) for stream, values in getattr(event, "data").items()})  # noqa: B009, B010
     return own
+
+
+def _in_brief(event: Event) -> Event:
+    """What is kept for those who ask later: a profile without single durations, which were 100 KiB and more an epoch."""
+    if not isinstance(event, AfterEpochProfile):
+        return event
+    profile = {key: value.in_brief() if isinstance(value, Timings) else value for key, value in event.profile.items()}
+    return replace(event, profile=profile)

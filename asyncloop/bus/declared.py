@@ -30,6 +30,7 @@ class Declared:
     lockstep: bool
     on_error: OnError
     deadline: float | None
+    scalars_on_host: bool
 
     @classmethod
     def by(cls, hook: Any, name: str) -> Declared:
@@ -72,6 +73,7 @@ class Declared:
             bool(value["lockstep"]),
             value["on_error"],
             deadline,
+            bool(value["scalars_on_host"]),
         )
 
 

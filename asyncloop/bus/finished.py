@@ -14,7 +14,7 @@ from asyncloop.batch import Batch
 from asyncloop.control import Control
 from asyncloop.events import AfterBatch, RunInfo
 
-__all__ = ["Finished", "Passing", "as_event"]
+__all__ = ["Finished", "Passing", "as_event", "has_arrived"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,3 +35,14 @@ Finished: TypeAlias = "tuple[Passing, int, int, Batch, Mapping[str, Any], int]"
 def as_event(finished: Finished) -> AfterBatch:
     at, step, index, inputs, outputs, n_examples = finished
     return AfterBatch(at.run, at.control, at.epoch, step, at.stream, at.train, index, inputs, outputs, n_examples)
+
+
+def has_arrived(event: AfterBatch) -> bool:
+    """Whether everything hooks want of an event is on the host; it is in `asked` then. Never waits."""
+    fetch = event.fetch
+    if fetch is None:
+        return True
+    if not fetch.is_ready:
+        return False
+    event.asked, event.fetch = {**(event.asked or {}), **fetch.take()}, None
+    return True

@@ -22,6 +22,7 @@ class Gap(Event):
 class Listener:
     """`async for event in listener`: earlier events that are not per batch, then what comes; ends with the run.
 
+    Earlier profiles come in brief: counts, sums and extremes, without the single durations.
     A slow reader never holds the run back: beyond `bound` waiting events the oldest are dropped, and a Gap says so.
     Cancelling the reader is fine at any point.
     """

@@ -18,7 +18,7 @@ from typing import Any
 import anyio
 
 from asyncloop.batch import nbytes_of
-from asyncloop.bus.finished import Finished, as_event
+from asyncloop.bus.finished import Finished, as_event, has_arrived
 from asyncloop.bus.subscription import MAILBOX_BYTES, Marker
 from asyncloop.events import AfterBatch, Event
 from asyncloop.threads import Handful, LoopHandle, LoopSleeper, Notice, ThreadSleeper
@@ -55,6 +55,8 @@ class Pump:
         """Whether a call is on its way; nobody needs to ask for another."""
         self._blocked = False
         """Whether some mailbox is full; the next call comes when it is not."""
+        self._awaited = False
+        """Whether the oldest batch waits for values from a device; the next look comes by itself."""
         self._closed = False
         self._ticking = False
         """Whether the loop looks by itself every now and then."""
@@ -152,13 +154,15 @@ class Pump:
 
     def _deliver(self) -> None:
         """One handful of batches, or whatever stands before them; the rest in the next round of the loop."""
-        self._called = self._blocked = False
+        self._called = self._blocked = self._awaited = False
         try:
             self._deliver_some()
         except Exception as error:  # nobody waits for a call of the loop's, so it would be lost
             self._fail(error)
         if not self.outbox:
             self._emptied.tell()
+        elif self._awaited:
+            self.wake_soon()
         elif not self._blocked:
             self.wake()
         if self._thread.asleep and len(self.outbox) * 2 <= self._most:
@@ -174,6 +178,9 @@ class Pump:
                     self._blocked = True
                     return
                 events = self._take(min(room, self._handful.size))
+                if not events:
+                    self._awaited = True
+                    return
                 began_s = time.perf_counter()
                 self._fan_out(events)
                 self._handful.took(len(events), time.perf_counter() - began_s)
@@ -182,14 +189,14 @@ class Pump:
             self._pass_on(entry)
 
     def _take(self, most: int) -> list[AfterBatch]:
-        """Up to `most` batches from the front of the outbox, as events."""
+        """Up to `most` batches from the front of the outbox, as events; those after one that is awaited stay."""
         outbox = self.outbox
         events: list[AfterBatch] = []
         for _ in range(min(most, len(outbox))):
             entry = outbox[0]
             if isinstance(entry, tuple):
                 events.append(as_event(entry))
-            elif isinstance(entry, AfterBatch):
+            elif isinstance(entry, AfterBatch) and has_arrived(entry):
                 events.append(entry)
             else:
                 break

@@ -96,6 +96,7 @@ class Subscription:
         self.overflow, self.mailbox, self.concurrency = declared.overflow, declared.mailbox, declared.concurrency
         self.background, self.lockstep = declared.background, declared.lockstep
         self.on_error, self.deadline = declared.on_error, declared.deadline
+        self.scalars_on_host = declared.scalars_on_host and declared.variables is None
         self.add: Callable[[AfterBatch], Mapping[str, Any]] | None = getattr(hook, "add", None)
         self._after_batches: Callable[..., Any] | None = getattr(hook, "after_batches", None)
         self._after_batch: Callable[..., Any] | None = getattr(hook, "after_batch", None)

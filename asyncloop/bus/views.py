@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from typing import Any, cast
 
 from asyncloop.errors import HookError
 from asyncloop.events import AfterBatch
+from asyncloop.fetching import is_on_device, to_host
 
-__all__ = ["leaf", "narrowed", "to_host", "with_added"]
-
-_MISSING = object()
+__all__ = ["device_scalars", "leaf", "named_values", "narrowed", "with_added", "with_scalars"]
 
 
 def leaf(values: Mapping[str, Any], name: str) -> Any:
@@ -27,21 +26,22 @@ def leaf(values: Mapping[str, Any], name: str) -> Any:
     return value
 
 
-def to_host(value: Any) -> Any:
-    """A tensor as a numpy array, leaf by leaf; what is on the host already stays the object it is."""
-    if isinstance(value, Mapping):
-        return {key: to_host(part) for key, part in cast("Mapping[str, Any]", value).items()}
-    if hasattr(value, "detach"):
-        tensor = value.detach().cpu()
-        try:
-            return tensor.numpy()
-        except TypeError:  # bfloat16 and the like, which numpy does not have
-            return tensor.float().numpy()
-    return value
+def named_values(event: AfterBatch, names: Iterable[str]) -> Iterator[tuple[str, Any]]:
+    """The variables under these names, outputs before inputs; without those that only training steps have, elsewhere."""
+    for name in names:
+        for values in (event.outputs, event.inputs):
+            try:
+                yield name, leaf(values, name)
+                break
+            except KeyError:
+                continue
 
 
-def narrowed(event: AfterBatch, variables: Sequence[str], who: str) -> AfterBatch:
-    """The event with only `variables` in it: outputs (evaluated ones first), else inputs. HookError if one is missing."""
+def narrowed(event: AfterBatch, variables: Sequence[str], who: str, only_training: Collection[str] = ()) -> AfterBatch:
+    """The event with only `variables` in it: outputs (evaluated ones first), else inputs.
+
+    HookError if one is missing, unless only training steps have it and this is none.
+    """
     asked = event.asked or {}
     inputs: dict[str, Any] = {}
     outputs: dict[str, Any] = {}
@@ -53,8 +53,34 @@ def narrowed(event: AfterBatch, variables: Sequence[str], who: str) -> AfterBatc
             except KeyError:
                 continue
         else:
-            raise _missing(event, name, who)
+            if event.train or name.partition("/")[0] not in only_training:
+                raise _missing(event, name, who)
     return replace(event, inputs=inputs, outputs=outputs)
+
+
+def device_scalars(values: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """The scalars among (nested) outputs that are on a device, by path."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            found |= device_scalars(cast("Mapping[str, Any]", value), f"{above}{name}/")
+        elif is_on_device(value) and not value.ndim:
+            found[above + name] = value
+    return found
+
+
+def with_scalars(event: AfterBatch) -> AfterBatch:
+    """The event with those scalars on the host that were brought over."""
+    return replace(event, outputs=_replaced(event.outputs, event.asked or {}, ""))
+
+
+def _replaced(values: Mapping[str, Any], by: Mapping[str, Any], above: str) -> dict[str, Any]:
+    return {
+        name: _replaced(cast("Mapping[str, Any]", value), by, f"{above}{name}/")
+        if isinstance(value, Mapping)
+        else by.get(above + name, value)
+        for name, value in values.items()
+    }
 
 
 def with_added(event: AfterBatch, added: Mapping[str, Any]) -> AfterBatch:

@@ -19,6 +19,7 @@ from asyncloop.config.schema import CadenceText
 from asyncloop.config.signature import Constructor, Parameter
 from asyncloop.config.tree import Node, Path, dotted, shown
 from asyncloop.hook import COMMON_KEYS
+from asyncloop.nested import Nested
 
 __all__ = ["COMMON_TYPES", "OFFERED", "Component", "read_component"]
 
@@ -90,10 +91,9 @@ def read_component(node: Node, path: Path, kind: Kind, problems: list[Problem]) 
     if target is None:
         return None
     constructor = Constructor.of(target)
-    reader = _Arguments(node, path, kind, constructor, problems)
+    reader = _Arguments(node, path, constructor, problems, OFFERED[kind], is_hook=kind == "hook")
     before = len(problems)
-    checked = {name: reader.argument(name, value) for name, value in node.table.items() if name != "class"}
-    reader.missing()
+    checked = reader.all()
     if len(problems) > before or any(result is None for result in checked.values()):
         return None
     results = cast(dict[str, Checked], checked)
@@ -101,7 +101,7 @@ def read_component(node: Node, path: Path, kind: Kind, problems: list[Problem]) 
         arguments = replace(node.without("class"), value={name: r.node for name, r in results.items()})
         whole = check(constructor.validate, arguments, path, what="argument")
         problems.extend(whole.problems)
-    as_attributes = {name for name in results if kind == "hook" and reader.is_attribute(name)}
+    as_attributes = {name for name in results if reader.is_attribute(name)}
     defaults = {
         name: _escaped(parameter.default)
         for name, parameter in constructor.parameters.items()
@@ -126,7 +126,7 @@ def _no_table(node: Node, path: Path, kind: Kind) -> Problem:
     return Problem(f"{key} must be a table, not {shown(node)}", key, node.at, f'write {head} and class = "{name}"')
 
 
-def _target(node: Node, path: Path, kind: Kind, problems: list[Problem]) -> Callable[..., object] | None:
+def _target(node: Node, path: Path, kind: Kind | None, problems: list[Problem]) -> Callable[..., object] | None:
     """The class the table names. Imports its module."""
     written = (node.table or {}).get("class")
     key = dotted((*path, "class"))
@@ -168,45 +168,59 @@ class _Arguments:
 
     node: Node
     path: Path
-    kind: Kind
     constructor: Constructor
     problems: list[Problem]
+    handed: frozenset[str]
+    """What whoever builds it hands over by itself."""
+    is_hook: bool = False
+    others: frozenset[str] = frozenset()
+    """Keys of the table that are somebody else's."""
 
     @property
     def offered(self) -> frozenset[str]:
-        return OFFERED[self.kind] & self.constructor.parameters.keys()
+        return self.handed & self.constructor.parameters.keys()
 
     def is_attribute(self, name: str) -> bool:
-        return name in COMMON_KEYS and name not in self.constructor.parameters
+        return self.is_hook and name in COMMON_KEYS and name not in self.constructor.parameters
+
+    def all(self) -> dict[str, Checked | None]:
+        """Each key's checked value; what is required and not there is reported, too."""
+        table = (self.node.table or {}).items()
+        checked = {name: self.argument(name, value) for name, value in table if name not in {"class", *self.others}}
+        self.missing()
+        return checked
 
     def argument(self, name: str, node: Node) -> Checked | None:
         """The checked value of one key; None if it is refused, or has been reported already."""
         parameter = self.constructor.parameters.get(name)
         path = (*self.path, name)
-        if name in OFFERED[self.kind]:
+        if name in self.handed:
             message = f"`{name}` is handed over by the run and cannot be set in a config"
             self.problems.append(Problem(message, dotted(path), node.key_at, "remove it"))
             return None
-        if self.kind == "hook" and self.is_attribute(name):
+        if self.is_attribute(name):
             return self._checked(_COMMON[name], node, path)
         if parameter is None and not self.constructor.open:
-            known = (self.constructor.parameters.keys() - OFFERED[self.kind]) | {"class"}
-            common = COMMON_KEYS if self.kind == "hook" else ()
+            known = (self.constructor.parameters.keys() - self.handed) | {"class", *self.others}
+            common = COMMON_KEYS if self.is_hook else ()
             self.problems.append(_unknown_argument(path, node, known, common))
             return None
         return self._argument_of(parameter, name, node, path)
 
     def _argument_of(self, parameter: Parameter | None, name: str, node: Node, path: Path) -> Checked | None:
         validate = parameter.validate if parameter is not None else None
-        if self.kind == "hook" and name == "every" and not self._is_cadence(node, path):
+        if self.is_hook and name == "every" and not self._is_cadence(node, path):
             return None
-        if self.kind == "hook" and validate is None and name in ("overflow", "on_error", "mailbox", "concurrency"):
+        if self.is_hook and validate is None and name in ("overflow", "on_error", "mailbox", "concurrency"):
             validate = _COMMON[name]
         if any(each.broken for _, each in node.walk()):
             return None
         if self._has_no_form(node, path, parameter):
             return None
-        return self._checked(validate, node, path)
+        checked = self._checked(validate, node, path)
+        if checked is not None and parameter is not None and parameter.nested is not None:
+            _check_nested(node, path, parameter.nested, self.problems)
+        return checked
 
     def _checked(self, validate: Callable[[Any], Any] | None, node: Node, path: Path) -> Checked | None:
         if node.broken:
@@ -246,6 +260,24 @@ class _Arguments:
         for name in self.constructor.positional_only:
             message = f"{key}: its class takes `{name}` by position only; a config passes arguments by name"
             self.problems.append(Problem(message, f"{key}.{name}", self.node.key_at))
+
+
+def _check_nested(node: Node, path: Path, nested: Nested, problems: list[Problem]) -> None:
+    """A table inside the component's that names a class: its import and its arguments, tables in these included."""
+    if node.table is None:
+        return
+    if "class" in node.table:
+        target = _target(node, path, None, problems)
+        if target is not None:
+            constructor = Constructor.of(target)
+            handed = frozenset(list(constructor.parameters)[: nested.given])
+            _Arguments(node, path, constructor, problems, handed, others=nested.own).all()
+            for name, each in node.table.items():
+                if name not in nested.own:
+                    _check_nested(each, (*path, name), Nested(), problems)
+    elif nested.several:
+        for name, each in node.table.items():
+            _check_nested(each, (*path, name), replace(nested, several=False), problems)
 
 
 def _unknown_argument(path: Path, node: Node, known: set[str], common: Mapping[str, object] | tuple[()]) -> Problem:

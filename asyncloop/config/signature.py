@@ -14,6 +14,7 @@ from pydantic import BaseModel, TypeAdapter
 from pydantic.errors import PydanticUserError
 
 from asyncloop.config.check import strictly
+from asyncloop.nested import Nested
 
 __all__ = ["Constructor", "Parameter"]
 
@@ -28,6 +29,8 @@ class Parameter:
     required: bool
     default: Any
     type: TypeAdapter[Any] | None
+    nested: Nested | None = None
+    """Whether it takes a table that names a class of its own."""
 
     @property
     def validate(self) -> Callable[[Any], Any] | None:
@@ -63,7 +66,7 @@ class Constructor:
             elif each.kind in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY):
                 required = each.default is each.empty
                 parameters[each.name] = Parameter(
-                    each.name, required, None if required else each.default, _type(each, target)
+                    each.name, required, None if required else each.default, _type(each, target), _nested(each, target)
                 )
         return cls(parameters, is_open, positional_only, _whole_validation(target))
 
@@ -94,6 +97,12 @@ def _type(parameter: inspect.Parameter, target: Callable[..., object]) -> TypeAd
         return TypeAdapter(annotation)
     except (PydanticUserError, NameError, TypeError):
         return None  # arrays, devices, protocols: the constructor itself will judge
+
+
+def _nested(parameter: inspect.Parameter, target: Callable[..., object]) -> Nested | None:
+    """The marker in the annotation, `Annotated[…, Nested()]`."""
+    marks = getattr(_annotation(parameter, target), "__metadata__", ())
+    return next((mark for mark in marks if isinstance(mark, Nested)), None)
 
 
 def _annotation(parameter: inspect.Parameter, target: Callable[..., object]) -> Any:

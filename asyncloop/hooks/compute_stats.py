@@ -7,9 +7,10 @@ from typing import Any, cast
 
 import numpy as np
 
-from asyncloop.bus import leaf, to_host
+from asyncloop.bus import named_values
 from asyncloop.errors import HookError
 from asyncloop.events import AfterBatch, AfterEpoch, AfterEvaluation, BeforeEpoch, EpochData
+from asyncloop.fetching import to_host
 from asyncloop.hook import Hook
 from asyncloop.hooks.arguments import nearest, refuse
 from asyncloop.hooks.moments import AGGREGATES, Floats, Moments
@@ -49,8 +50,9 @@ class ComputeStats(Hook):
     def after_batches(self, events: Sequence[AfterBatch]) -> None:
         """Batch by batch, however many have piled up: sums depend on where they are cut."""
         for event in events:
-            for name, moments in self._of((event.stream, event.train)).items():
-                block = _elements(event, name)
+            for name, value in named_values(event, self._aggregates):
+                block = _elements(event, name, value)
+                moments = self._of((event.stream, event.train), name)
                 if block.ndim == 0:
                     moments.add_scalar(float(block), _n_examples(event))
                 else:
@@ -76,16 +78,14 @@ class ComputeStats(Hook):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._moments = {}
         for stream, saved in state.items():
-            for name, moments in self._of((stream, True)).items():
-                if name in saved:
-                    moments.load_state_dict(saved[name])
+            for name in (each for each in self._aggregates if each in saved):
+                self._of((stream, True), name).load_state_dict(saved[name])
 
-    def _of(self, at: _Pass) -> dict[str, Moments]:
-        found = self._moments.get(at)
-        if found is None:
-            found = {name: Moments("median" in aggregates) for name, aggregates in self._aggregates.items()}
-            self._moments[at] = found
-        return found
+    def _of(self, at: _Pass, name: str) -> Moments:
+        gathered = self._moments.setdefault(at, {})
+        if name not in gathered:
+            gathered[name] = Moments("median" in self._aggregates[name])
+        return gathered[name]
 
     def _write(self, at: _Pass, data: EpochData) -> None:
         values = data.setdefault(at[0], {})
@@ -97,11 +97,7 @@ class ComputeStats(Hook):
             values[name] = results
 
 
-def _elements(event: AfterBatch, name: str) -> np.ndarray[Any, Any]:
-    try:
-        value = leaf(event.outputs, name)
-    except KeyError:
-        value = leaf(event.inputs, name)
+def _elements(event: AfterBatch, name: str, value: Any) -> np.ndarray[Any, Any]:
     where = f"variable {name!r} (batch {event.index} of stream {event.stream!r})"
     try:
         array: np.ndarray[Any, Any] = np.asarray(to_host(value))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from pathlib import Path, PurePath
 
-from asyncloop.checkpoint import storage_error, write_atomically
+from asyncloop.checkpoint import write_atomically
 from asyncloop.errors import HookError, StorageError
 from asyncloop.events import Event
+from asyncloop.storage import content_of, is_there, storage_error
 
 __all__ = ["OutputFile", "file_name"]
 
@@ -34,7 +35,7 @@ class OutputFile:
         """Its bytes; 0 if it does not exist."""
         path = self.path(event)
         try:
-            return path.stat().st_size if path.exists() else 0
+            return path.stat().st_size if is_there(path) else 0
         except OSError as error:
             raise _refused("read", path, error) from error
 
@@ -42,7 +43,7 @@ class OutputFile:
         """Its text; empty if it does not exist."""
         path = self.path(event)
         try:
-            return path.read_text(encoding="utf-8") if path.exists() else ""
+            return (content_of(path) or b"").decode()
         except OSError as error:
             raise _refused("read", path, error) from error
 
@@ -70,7 +71,7 @@ class OutputFile:
         """Forget what stands behind the first `size` bytes."""
         path = self.path(event)
         try:
-            if path.exists() and path.stat().st_size > size:
+            if is_there(path) and path.stat().st_size > size:
                 os.truncate(path, size)
         except OSError as error:
             raise _refused("cut", path, error) from error

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, cast
 
-from asyncloop.bus import to_host
 from asyncloop.events import AfterBatch, AfterEpoch, AfterEvaluation, BeforeEpoch, BeforeTraining
 from asyncloop.hooks.values import scalars, summary, text
 
@@ -130,7 +129,7 @@ class ProgressState:
             total = None
         rate = self._rate()
         eta_s = (total - self._done) / rate if total is not None and rate else None
-        values = dict(list(scalars(to_host(event.outputs)).items())[:_MOST_VALUES])
+        values = dict(list(scalars(event.outputs).items())[:_MOST_VALUES])
         return Snapshot(
             event.epoch, self.epochs, event.step, event.stream, event.train, self._done, total, rate, eta_s, values
         )

@@ -40,6 +40,7 @@ class ShowProgress(Hook):
     """
 
     every = "0.2 s"
+    scalars_on_host = True
     overflow = "drop_oldest"
     background = True
     on_error = "disable"

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 
-from asyncloop.bus import leaf
+from asyncloop.bus import named_values
 from asyncloop.errors import StopTraining
 from asyncloop.events import AfterBatch, AfterEpoch
 from asyncloop.hook import Hook
@@ -27,6 +27,7 @@ class StopOnNaN(Hook):
     """
 
     lockstep = True
+    scalars_on_host = True
 
     def __init__(self, variables: Sequence[str] | None = None, stop_on_inf: bool = True) -> None:
         refuse("StopOnNaN", names("variables", variables))
@@ -41,7 +42,7 @@ class StopOnNaN(Hook):
     async def after_batch(self, event: AfterBatch) -> None:
         if not event.train:
             return
-        values = event.outputs if self.variables is None else {name: _value(event, name) for name in self.variables}
+        values = event.outputs if self.variables is None else dict(named_values(event, self.variables))
         self._check(values, event.stream, event.step)
 
     async def after_epoch(self, event: AfterEpoch) -> None:
@@ -77,10 +78,3 @@ def _nonfinite(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
             yield path, "NaN"
         elif bool(value.isinf().any()):
             yield path, "infinite"
-
-
-def _value(event: AfterBatch, name: str) -> Any:
-    try:
-        return leaf(event.outputs, name)
-    except KeyError:
-        return leaf(event.inputs, name)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from asyncloop.bus import leaf
+from asyncloop.bus import named_values
 from asyncloop.errors import HookError
 from asyncloop.events import AfterBatch, BeforeTraining
 from asyncloop.hook import Hook
@@ -31,6 +31,7 @@ class WriteJSONL(Hook):
 
     needs_output_dir = True
     background = True
+    scalars_on_host = True
 
     def __init__(
         self,
@@ -65,18 +66,11 @@ class WriteJSONL(Hook):
         if self.variables is None:
             values: Mapping[str, Any] = scalars(event.outputs)
         else:
-            values = {name: _value(event, name) for name in self.variables}
+            values = dict(named_values(event, self.variables))
         if any(name in _OWN for name in values):
             raise HookError(f"WriteJSONL: {', '.join(_OWN)} are keys of every line; give outputs other names")
         line = {"step": event.step, "epoch": event.epoch, "stream": event.stream, "index": event.index}
         return line | {name: jsonable(value) for name, value in values.items()}
-
-
-def _value(event: AfterBatch, name: str) -> Any:
-    try:
-        return leaf(event.outputs, name)
-    except KeyError:
-        return leaf(event.inputs, name)
 
 
 def _reserved(variables: Sequence[str] | None) -> str | None:

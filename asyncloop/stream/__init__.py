@@ -2,7 +2,7 @@
 
 from asyncloop.stream.buffer import BufferStatistics, EndOfStream, Interrupted, StreamBuffer
 from asyncloop.stream.description import Stream
-from asyncloop.stream.feed import Feed, open_feed
+from asyncloop.stream.feed import Feed, StagedFeed, open_feed
 from asyncloop.stream.lookup import check_streams, dataset_streams, open_node
 from asyncloop.stream.operators import Item, Node
 from asyncloop.stream.order import Pass
@@ -15,6 +15,7 @@ __all__ = [
     "Item",
     "Node",
     "Pass",
+    "StagedFeed",
     "Stream",
     "StreamBuffer",
     "check_streams",

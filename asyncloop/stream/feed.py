@@ -4,6 +4,7 @@
     ThreadFeed    a producer thread fills a StreamBuffer                      (plain iterators, overlapped)
     WalkedFeed    the model thread walks the stream by itself                 (plain iterators, nothing to overlap)
     ProbedFeed    walked, until that turns out to take long; then a thread    (operators, not a user's iterator)
+    StagedFeed    another feed, whose batches a thread prepares for the model ahead of their steps
 
 A feed starts reading only once it knows its cursor, so nothing is ever prefetched before it is restored.
 """
@@ -12,22 +13,22 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
-from contextlib import aclosing
+from collections.abc import Callable, Generator, Mapping
+from contextlib import aclosing, suppress
 from itertools import islice
 from typing import Any, Literal, Protocol, Self, cast
 
 import anyio
 from anyio.abc import TaskGroup
 
-from asyncloop.batch import Cursor, nbytes_of
+from asyncloop.batch import Batch, Cursor, StagedBatch, nbytes_of
 from asyncloop.stats import Timings
-from asyncloop.stream.buffer import BufferStatistics, Interrupted, StreamBuffer
+from asyncloop.stream.buffer import BufferStatistics, EndOfStream, Interrupted, StreamBuffer
 from asyncloop.stream.operators import Item, Node, Over, Plain, Shuffled, walked
 from asyncloop.stream.order import Pass
 from asyncloop.threads import Handful, LoopHandle, OwnThread, stray_cancellation, was_cancelled
 
-__all__ = ["AUTO_CAPACITY", "Feed", "LoopFeed", "ProbedFeed", "ThreadFeed", "WalkedFeed", "open_feed"]
+__all__ = ["AUTO_CAPACITY", "Feed", "LoopFeed", "ProbedFeed", "StagedFeed", "ThreadFeed", "WalkedFeed", "open_feed"]
 
 logger = logging.getLogger(__name__)
 
@@ -109,8 +110,9 @@ class WalkedFeed(_LookAhead):
         return read.mean if read.count else None
 
     def close(self) -> None:
-        """On the model thread."""
-        self._items.close()
+        """On the thread that walks it."""
+        with suppress(ValueError):  # a call that does not return is left behind with its thread
+            self._items.close()
 
     async def aclose(self) -> None:
         await self._close_on(self.close)
@@ -122,11 +124,9 @@ class _BufferedFeed(_LookAhead):
     Items are made by the handful.
     """
 
-    def __init__(
-        self, node: Node, at: Pass, cursor: Cursor, capacity: int | None, on_exhausted: Callable[[], None]
-    ) -> None:
+    def __init__(self, at: Pass, capacity: int | None, on_exhausted: Callable[[], None]) -> None:
         self.pass_number = at.number
-        self._node, self._at, self._cursor = node, at, cursor
+        self._at = at
         self._on_exhausted = on_exhausted
         self._buffer: StreamBuffer[Item] = StreamBuffer(AUTO_CAPACITY if capacity is None else capacity)
         self._fit_bytes = capacity is None
@@ -151,11 +151,6 @@ class _BufferedFeed(_LookAhead):
 
     def cost_s(self, read: Timings) -> float | None:
         return self._making_s / self._made if self._made else None
-
-    def from_cursor(self, cursor: Cursor) -> Self:
-        """Begin there instead. Before it is started."""
-        self._cursor = cursor
-        return self
 
     def start(self, tasks: TaskGroup) -> None:
         tasks.start_soon(self._run)
@@ -212,7 +207,12 @@ class _BufferedFeed(_LookAhead):
 class LoopFeed(_BufferedFeed):
     """A producer task on the event loop; its stream may have workers of its own in the task group of the pass."""
 
-    _turn_began_s = 0.0
+    def __init__(
+        self, node: Node, at: Pass, cursor: Cursor, capacity: int | None, on_exhausted: Callable[[], None]
+    ) -> None:
+        super().__init__(at, capacity, on_exhausted)
+        self._node, self._cursor = node, cursor
+        self._turn_began_s = 0.0
 
     async def _produce(self) -> BaseException | None:
         error: BaseException | None = None
@@ -255,8 +255,11 @@ class LoopFeed(_BufferedFeed):
         return self._begin_handful(now_s)
 
 
-class ThreadFeed(_BufferedFeed):
-    """A thread of the pass's own walks the stream; a user's iterator stays on it."""
+class _ThreadedFeed(_BufferedFeed):
+    """A thread of the pass's own makes the items, from the first call of `_open` on."""
+
+    def _open(self) -> Generator[Item, None, None]:
+        raise NotImplementedError
 
     async def _produce(self) -> BaseException | None:
         thread = OwnThread(f"asyncloop producer of {self._at.stream!r}", grace_s=1.0)
@@ -270,7 +273,7 @@ class ThreadFeed(_BufferedFeed):
 
     def _walk(self) -> BaseException | None:
         buffer, clock = self._buffer, time.perf_counter
-        items = walked(self._node, self._at, self._cursor)
+        items = self._open()
         try:
             while True:
                 if not buffer.has_room():
@@ -287,6 +290,24 @@ class ThreadFeed(_BufferedFeed):
             return error
         finally:
             items.close()
+
+
+class ThreadFeed(_ThreadedFeed):
+    """A thread of the pass's own walks the stream; a user's iterator stays on it."""
+
+    def __init__(
+        self, node: Node, at: Pass, cursor: Cursor, capacity: int | None, on_exhausted: Callable[[], None]
+    ) -> None:
+        super().__init__(at, capacity, on_exhausted)
+        self._node, self._cursor = node, cursor
+
+    def from_cursor(self, cursor: Cursor) -> Self:
+        """Begin there instead. Before it is started."""
+        self._cursor = cursor
+        return self
+
+    def _open(self) -> Generator[Item, None, None]:
+        return walked(self._node, self._at, self._cursor)
 
 
 class ProbedFeed(_LookAhead):
@@ -330,8 +351,49 @@ class ProbedFeed(_LookAhead):
     def cost_s(self, read: Timings) -> float | None:
         return self._feed.cost_s(read)
 
+    def close(self) -> None:
+        """On the thread that walks it."""
+        self._walked.close()
+
     async def aclose(self) -> None:
         await self._feed.aclose()
+
+
+class StagedFeed(_ThreadedFeed):
+    """The batches of another feed, prepared for the model by a thread of the pass's own, `ahead` of its steps at most.
+
+    `stage(batch)` is what the model makes of a batch beforehand (a copy on its device, say); it travels with the batch.
+    """
+
+    def __init__(self, inner: Feed, at: Pass, stage: Callable[[Batch], Any], ahead: int, tasks: TaskGroup) -> None:
+        super().__init__(at.inside(0), ahead, lambda: None)
+        self._inner, self._stage = inner, stage
+        self.start(tasks)
+
+    def _open(self) -> Generator[Item, None, None]:
+        take, stage = self._inner.next, self._stage
+        try:
+            while True:
+                try:
+                    value, cursor = take()
+                except (StopIteration, EndOfStream):
+                    return
+                is_batch = isinstance(value, Mapping)  # what is none is told of where it would be run
+                yield (StagedBatch(cast(Batch, value), stage(cast(Batch, value))) if is_batch else value), cursor
+        finally:
+            if isinstance(self._inner, WalkedFeed | ProbedFeed):
+                self._inner.close()
+
+    def statistics(self) -> BufferStatistics | None:
+        return self._inner.statistics() or super().statistics()
+
+    def cost_s(self, read: Timings) -> float | None:
+        return self._inner.cost_s(read)
+
+    async def aclose(self) -> None:
+        self._inner.interrupt()
+        await super().aclose()
+        await self._inner.aclose()
 
 
 def open_feed(

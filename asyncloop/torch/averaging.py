@@ -1,0 +1,69 @@
+"""EMA: an exponential moving average of the weights, which evaluations and exports use in place of the newest ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
+
+from asyncloop.errors import ConfigError
+
+__all__ = ["EMA", "Average"]
+
+
+@dataclass(frozen=True, slots=True)
+class EMA:
+    """After each update the average moves towards the weights by the share 1 − decay (Polyak and Juditsky, 1992, had the
+    idea of averaging iterates). `warmup`: by at least 9 / (10 + n) at update n, so that the start is soon forgotten."""
+
+    decay: float
+    warmup: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.decay < 1:
+            raise ConfigError(f"ema: decay is at least 0 and less than 1, not {self.decay}")
+
+
+class Average:
+    """The averaged weights of a module, beside the module's own. The model thread's alone.
+
+    Values are swapped, not tensors, so that whoever holds on to the module's parameters (an optimizer, a compiled
+    function) never notices. Buffers that hold numbers with a fraction (running means) are averaged, too.
+    """
+
+    def __init__(self, module: nn.Module, ema: EMA) -> None:
+        self._own = {name: tensor.detach() for name, tensor in _averaged(module).items()}
+        self._aside = {name: tensor.clone() for name, tensor in self._own.items()}
+        self._warmup = ema.warmup
+        self.decay = ema.decay
+        self._is_inside = False
+
+    @torch.no_grad()
+    def follow(self, n_updates: int) -> None:
+        """Move towards the weights after the `n_updates`-th update."""
+        decay = min(self.decay, (1 + n_updates) / (10 + n_updates)) if self._warmup else self.decay
+        get_ema_multi_avg_fn(decay)(list(self._aside.values()), list(self._own.values()), None)
+
+    @torch.no_grad()
+    def put_inside(self, inside: bool) -> None:
+        """Have the average in the module, or the module's own weights again."""
+        if inside == self._is_inside:
+            return
+        for name, own in self._own.items():
+            kept = own.clone()
+            own.copy_(self._aside[name])
+            self._aside[name].copy_(kept)
+        self._is_inside = inside
+
+    @property
+    def weights(self) -> Mapping[str, Tensor]:
+        """The average by name, live."""
+        return self._own if self._is_inside else self._aside
+
+
+def _averaged(module: nn.Module) -> dict[str, Tensor]:
+    buffers = {name: buffer for name, buffer in module.named_buffers() if buffer.is_floating_point()}
+    return {**dict(module.named_parameters()), **buffers}

@@ -1,0 +1,111 @@
+"""Lane: batches on their way to a device. Pinned, copied on a stream of their own, kept until the step that used them is over.
+
+On the CPU the same code makes tensors of arrays and copies nothing.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from asyncloop.batch import Batch, StagedBatch
+
+__all__ = ["Lane"]
+
+_NUMBERS = "biufc"
+
+
+@dataclass(slots=True)
+class _Staged:
+    """A batch on the device, or about to be: `event` has passed when it is there."""
+
+    sources: dict[str, Any]
+    event: torch.cuda.Event | None
+
+
+class Lane:
+    """`stage` may be called by a thread ahead of the steps; `take` and `used` belong to the model thread.
+
+    `names`: the sources that the model looks at (None: all that are numbers). Float64 sources become `dtype`, the
+    module's own, because numpy makes float64 of everything. What is on the device already passes through.
+    """
+
+    def __init__(
+        self, device: torch.device, names: Collection[str] | None, dtype: torch.dtype, *, channels_last: bool
+    ) -> None:
+        self.device, self._names, self._dtype = device, names, dtype
+        self._format = torch.channels_last if channels_last else torch.preserve_format
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._in_use: deque[tuple[torch.cuda.Event, _Staged]] = deque()
+        self._taken: _Staged | None = None
+
+    def stage(self, batch: Batch) -> _Staged:
+        """Begin to copy a batch to the device. Any thread; does not wait for the device."""
+        if self._stream is None:
+            return _Staged(self._moved(batch), None)
+        with torch.cuda.device(self.device), torch.cuda.stream(self._stream):
+            sources = self._moved(batch)
+            event = torch.cuda.Event()
+            event.record(self._stream)
+        return _Staged(sources, event)
+
+    def take(self, batch: Batch) -> dict[str, Any]:
+        """The sources on the device, ready for work launched from now on."""
+        staged = cast("_Staged | None", batch.take()) if isinstance(batch, StagedBatch) else None
+        if staged is None:
+            staged = self.stage(batch)
+        if staged.event is not None:
+            torch.cuda.current_stream(self.device).wait_event(staged.event)
+            self._taken = staged
+        return staged.sources
+
+    def used(self) -> None:
+        """All work with the batch that was taken has been launched. Memory of batches whose work is done is given back."""
+        staged, self._taken = self._taken, None
+        if staged is not None:
+            event = torch.cuda.Event()
+            event.record(torch.cuda.current_stream(self.device))
+            self._in_use.append((event, staged))
+            while self._in_use and self._in_use[0][0].query():
+                self._in_use.popleft()
+
+    def _moved(self, batch: Batch) -> dict[str, Any]:
+        if self._names is None:
+            return {name: self._on_device(value) for name, value in batch.items() if _is_numeric(value)}
+        return {name: self._on_device(batch[name]) for name in self._names if name in batch}
+
+    def _on_device(self, value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {name: self._on_device(part) for name, part in cast("Mapping[str, Any]", value).items()}
+        tensor = value if isinstance(value, Tensor) else _tensor(value)
+        if tensor is None:
+            return value
+        if tensor.dtype == torch.float64 and self._dtype != torch.float64:
+            tensor = tensor.to(self._dtype)
+        if tensor.device != self.device:
+            if self._stream is not None and tensor.is_cpu:
+                tensor = tensor.pin_memory()  # of memory that PyTorch keeps, and hands out again when the copy is done
+            tensor = tensor.to(self.device, non_blocking=True)
+        return tensor.to(memory_format=self._format) if tensor.ndim == 4 else tensor
+
+
+def _tensor(value: Any) -> Tensor | None:
+    """A tensor that shares an array's memory; None for what is no array of numbers."""
+    array = value if isinstance(value, np.ndarray) else np.asarray(value)
+    if array.dtype.kind not in _NUMBERS:
+        return None
+    if not array.flags.writeable or not array.dtype.isnative or any(stride < 0 for stride in array.strides):
+        array = np.array(array, dtype=array.dtype.newbyteorder("="))  # PyTorch shares no such memory
+    return torch.from_numpy(array)
+
+
+def _is_numeric(value: Any) -> bool:
+    if isinstance(value, Tensor | Mapping):
+        return True
+    return (value if isinstance(value, np.ndarray) else np.asarray(value)).dtype.kind in _NUMBERS

@@ -1,0 +1,110 @@
+"""Losses: functions of the module's outputs and the batch's sources, several of them weighted into one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from asyncloop.bus import leaf
+from asyncloop.errors import ConfigError, ModelError
+from asyncloop.nested import build, is_nested
+
+__all__ = ["LOSS_KEYS", "Loss", "Losses", "looked_up", "named_parts"]
+
+LOSS_KEYS = frozenset({"inputs", "weight"})
+"""Keys of a loss's table that are no arguments of its class."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """`fn(*inputs)` gives a scalar tensor. `inputs` name the module's outputs or the batch's sources, in order."""
+
+    fn: Callable[..., Tensor]
+    inputs: Sequence[str] = ("output", "label")
+    weight: float = 1.0
+
+
+class Losses(nn.Module):
+    """The losses of a model by name; one that stands alone is called `loss`, like the total. Holds those with weights."""
+
+    def __init__(self, given: Any) -> None:
+        super().__init__()
+        self.by_name: dict[str, Loss] = dict(_losses(given))
+        self._modules_among_them = nn.ModuleDict(
+            {name.replace(".", "_"): each.fn for name, each in self.by_name.items() if isinstance(each.fn, nn.Module)}
+        )
+
+    @property
+    def inputs(self) -> list[str]:
+        """Everything that some loss looks at, each name once."""
+        return list(dict.fromkeys(name for each in self.by_name.values() for name in each.inputs))
+
+    def forward(
+        self, values: Mapping[str, Any], active: Collection[str] | None = None, *, optional: bool = False
+    ) -> dict[str, Tensor]:
+        """`loss`, the weighted sum, and, if there are several, each by its name. `active`: only these count.
+
+        ModelError if a name is missing; with `optional` what lacks something is left out (inference without labels).
+        """
+        parts: dict[str, Tensor] = {}
+        total: Tensor | None = None
+        for name, each in self.by_name.items():
+            if active is not None and name not in active:
+                continue
+            if optional and not all(_has(values, wanted) for wanted in each.inputs):
+                continue
+            parts[name] = value = each.fn(*looked_up(values, each.inputs, f"loss {name!r}"))
+            weighted = value if each.weight == 1.0 else value * each.weight
+            total = weighted if total is None else total + weighted
+        return parts if total is None else {**parts, "loss": total}
+
+
+def named_parts(given: Any, what: str, key: str) -> Iterator[tuple[str, Any]]:
+    """The entries of an argument that is one thing, which is then called `key`, or a table of several by name."""
+    if not isinstance(given, Mapping) or is_nested(given):
+        yield key, given
+        return
+    table = cast("Mapping[str, Any]", given)
+    if not table:
+        raise ConfigError(f"{what}: an empty table; give a class, or leave it out")
+    yield from table.items()
+
+
+def looked_up(values: Mapping[str, Any], names: Sequence[str], who: str) -> list[Any]:
+    """The values under names or paths (`head/logits`); ModelError that says who wants what, and what there is."""
+    found: list[Any] = []
+    for name in names:
+        try:
+            found.append(leaf(values, name))
+        except KeyError:
+            close = get_close_matches(name, values, 1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise ModelError(f"{who} wants {name!r}, but there are only {', '.join(values)}{hint}") from None
+    return found
+
+
+def _has(values: Mapping[str, Any], name: str) -> bool:
+    try:
+        leaf(values, name)
+    except KeyError:
+        return False
+    return True
+
+
+def _losses(given: Any) -> Iterator[tuple[str, Loss]]:
+    for name, each in named_parts(given, "loss", "loss"):
+        if isinstance(each, Loss):
+            yield name, each
+        elif is_nested(each):
+            keys = {key: each[key] for key in LOSS_KEYS & each.keys()}
+            yield name, Loss(build(each, own=LOSS_KEYS), **keys)
+        elif callable(each):
+            yield name, Loss(cast("Callable[..., Tensor]", each))
+        else:
+            raise ConfigError(
+                f"loss: {name!r} is a {type(each).__name__}, not a function, a Loss or a table with `class`"
+            )

@@ -1,0 +1,560 @@
+"""TorchModel: a `torch.nn.Module` with losses, an optimizer and everything around them, as a model of asyncloop's."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal, cast
+
+import torch
+from pydantic import Discriminator, Tag
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from asyncloop.batch import Batch, n_examples_of
+from asyncloop.errors import ConfigError, ModelError
+from asyncloop.nested import Nested, build, is_nested
+from asyncloop.torch.arguments import listed, matching, of_kind
+from asyncloop.torch.averaging import EMA, Average
+from asyncloop.torch.lane import Lane
+from asyncloop.torch.losses import LOSS_KEYS, Losses, looked_up
+from asyncloop.torch.metrics import METRIC_KEYS, PassMetrics
+from asyncloop.torch.numerics import Numerics, Precision
+from asyncloop.torch.pretrained import Pretrained, load_pretrained
+from asyncloop.torch.profiling import Profile, Profiler
+from asyncloop.torch.schedules import Schedule
+from asyncloop.torch.stages import Stage, Stages
+from asyncloop.torch.states import copied_into, differences, refuse_different, tensor_of
+from asyncloop.torch.updates import OPTIMIZER_KEYS, Clip, Updates
+
+__all__ = ["TorchModel"]
+
+logger = logging.getLogger("asyncloop")
+
+_AHEAD = 2
+"""Batches on the device before their steps, when the device is not the CPU."""
+
+
+def _kind_of_schedule(value: object) -> str:
+    return "class" if isinstance(value, Mapping) and "class" in value else "kind"
+
+
+_Schedule = Annotated[
+    Annotated[Schedule, Tag("kind")] | Annotated[Mapping[str, Any], Tag("class")], Discriminator(_kind_of_schedule)
+]
+
+
+class TorchModel:
+    """Trains `module` on its thread: forward, losses, backward, clipping, one update a step; evaluates in inference mode.
+
+    Each argument is what a config states, or its object. A table with `class` makes one: `{ class = "torch.optim:AdamW",
+    lr = 3e-4 }`. Outputs: `loss`, each loss by its name if there are several, `lr`, `grad_norm` if gradients are clipped,
+    and what the module gives. Scalars come with every step; anything larger is handed to the hooks that name it in
+    `variables`, and costs nothing else. Nothing waits for the device in a step.
+
+    * `module`, `inputs`: sources passed to it in order, or a table: its argument → source.
+    * `outputs`: names for what it returns, in order; a mapping brings its own names, which losses may use if they are here.
+    * `loss`: a table (or several by name) with `inputs`, outputs or sources by name, and `weight`; text: that output is it.
+    * `optimizer`: with `groups = [{ match = "*.bias", weight_decay = 0 }]`. Without one the model only evaluates.
+    * `schedule`: `kind` (see Schedule), or a scheduler of torch's own by `class`, stepped with each update.
+    * `metrics`: torchmetrics by `class`, several by name; over each pass, in the epoch's data.
+    * `precision`: fp32, tf32, bf16, fp16 (see Numerics). `microbatches`: parts of a batch, one after the other, for one update.
+    * `clip`, `ema`, `stages`, `freeze`, `weights`: see Clip, EMA, Stage, Pretrained. `freeze`: patterns of parameters.
+    * `compile`: true, or the arguments of torch.compile. `cuda_graphs`: captured as CUDA graphs, on GPUs.
+    * `checkpoint_activations`: patterns of submodules whose activations are computed again in the backward pass.
+    * `device`: auto, cpu, cuda, cuda:1, mps. `ahead`: batches copied to it before their steps.
+    * `on_oom`: "error", or "skip": the step changes nothing, is counted in `out_of_memory`, and the run goes on.
+    * `deterministic`, `detect_anomaly`, `channels_last`, `profile` (see Profile).
+
+    A step of your own is one method: override `step`.
+    """
+
+    restore_fallback = "asyncloop.torch:TorchModel"
+
+    def __init__(
+        self,
+        module: Annotated[Any, Nested()],
+        inputs: Sequence[str] | Mapping[str, str],
+        *,
+        outputs: Sequence[str] = ("output",),
+        loss: Annotated[Any, Nested(own=LOSS_KEYS, several=True)] = None,
+        optimizer: Annotated[Any, Nested(own=OPTIMIZER_KEYS, given=1)] = None,
+        schedule: Annotated[_Schedule | None, Nested(given=1)] = None,
+        metrics: Annotated[Any, Nested(own=METRIC_KEYS, several=True)] = None,
+        precision: Precision = "fp32",
+        microbatches: int = 1,
+        clip: Clip | None = None,
+        ema: EMA | None = None,
+        stages: Sequence[Stage] = (),
+        freeze: Sequence[str] = (),
+        weights: str | Pretrained | None = None,
+        compile: bool | Mapping[str, Any] = False,
+        cuda_graphs: bool = False,
+        checkpoint_activations: Sequence[str] = (),
+        channels_last: bool = False,
+        deterministic: bool = False,
+        detect_anomaly: bool = False,
+        device: str = "auto",
+        ahead: int | None = None,
+        on_oom: Literal["error", "skip"] = "error",
+        profile: Profile | None = None,
+        output_dir: str | Path | None = None,
+    ) -> None:
+        self.device = _chosen(device)
+        self._inputs = inputs if isinstance(inputs, Mapping) else listed(inputs)
+        self._outputs = listed(outputs)
+        if microbatches < 1:
+            raise ConfigError(f"microbatches is a number of parts, at least 1, not {microbatches}")
+        self._microbatches, self._on_oom = microbatches, on_oom
+        self.module = _module(module)
+        if weights is not None:
+            load_pretrained(self.module, _pretrained(weights))
+        self.losses = None if loss is None or isinstance(loss, str) else Losses(loss)
+        self._loss_output = loss if isinstance(loss, str) else "loss"
+        for name in matching(freeze, dict(self.module.named_parameters()), "freeze") if freeze else ():
+            self.module.get_parameter(name).requires_grad_(False)
+        _recompute_activations(self.module, checkpoint_activations)
+        self._place(channels_last)
+        self.metrics = None if metrics is None else PassMetrics(metrics, self.device)
+        self._numerics = Numerics(precision, self.device, deterministic=deterministic, detect_anomaly=detect_anomaly)
+        self.updates = self._updates(optimizer, schedule, clip)
+        self.average = None if ema is None else Average(self.module, of_kind("ema", EMA, ema))
+        self._stages = self._staged(stages)
+        self._active: Sequence[str] | None = None
+        self._profiler = None if profile is None else Profiler(of_kind("profile", Profile, profile), _path(output_dir))
+        self._compiled = _compiled(self.module, compile, cuda_graphs)
+        self._cuda_graphs = cuda_graphs
+        self._trains = True
+        self._modes: list[tuple[nn.Module, bool]] = []
+        self.ahead = (0 if self.device.type == "cpu" else _AHEAD) if ahead is None else ahead
+        self._lane = Lane(self.device, self._wanted_sources(), _dtype_of(self.module), channels_last=channels_last)
+        self.live = self._live()
+
+    @property
+    def input_names(self) -> Sequence[str]:
+        """The sources that a batch must have: those of the module, and what losses and metrics take that it does not give."""
+        wanted = [*self._module_sources(), *self._looked_at()]
+        return list(dict.fromkeys(name for name in wanted if name.partition("/")[0] not in self._given_names()))
+
+    @property
+    def output_names(self) -> Sequence[str]:
+        parts = [] if self.losses is None else list(self.losses.by_name)
+        return list(dict.fromkeys(["loss", *parts, *self.training_output_names, *self._outputs]))
+
+    @property
+    def training_output_names(self) -> Sequence[str]:
+        """Those that only training steps have."""
+        if self.updates is None:
+            return []
+        return ["lr", *(["grad_norm"] if self.updates.clip is not None and self.updates.clip.norm else [])]
+
+    # --- a step -------------------------------------------------------------------------------------------------
+
+    def step(self, batch: Mapping[str, Any], *, train: bool, stream: str) -> Mapping[str, Any]:
+        """From sources on the device to outputs, `loss` among them when training. Override it for a step of your own.
+
+        Called under autocast, in training for each microbatch; backward, update and all the rest follow by themselves.
+        Call `self.net`, which may be the compiled or the distributed form of `self.module`. Thread: the model's.
+        """
+        outputs = self.outputs_of(self.net, batch)
+        if self.losses is None:
+            found = {} if self._loss_output == "loss" else {"loss": looked_up(outputs, [self._loss_output], "loss")[0]}
+        else:
+            found = self.losses({**batch, **outputs}, self._active if train else None, optional=not train)
+        return {**found, **outputs}
+
+    def outputs_of(self, net: Callable[..., Any], batch: Mapping[str, Any]) -> dict[str, Any]:
+        """What `net` gives for the model's inputs, by name. ModelError if names and results do not match."""
+        if isinstance(self._inputs, Mapping):
+            sources = looked_up(batch, list(self._inputs.values()), "the module")
+            result = net(**dict(zip(self._inputs, sources, strict=True)))
+        else:
+            result = net(*looked_up(batch, self._inputs, "the module"))
+        if isinstance(result, Mapping):
+            return dict(cast("Mapping[str, Any]", result))
+        if hasattr(result, "_asdict"):
+            return result._asdict()
+        parts = cast("Sequence[Any]", result if isinstance(result, tuple | list) else (result,))
+        if len(parts) != len(self._outputs):
+            names = ", ".join(map(repr, self._outputs))
+            raise ModelError(
+                f"the module returned {len(parts)} values, and `outputs` names {len(self._outputs)}: {names}"
+            )
+        return dict(zip(self._outputs, parts, strict=True))
+
+    @property
+    def net(self) -> Callable[..., Any]:
+        """The module to call in a step: as it is, or compiled."""
+        return self._compiled
+
+    def run(self, batch: Batch, *, train: bool, stream: str) -> Mapping[str, Any]:
+        """One step: outputs, for `train=True` after one update. Thread: the model's."""
+        sources = self._lane.take(batch)
+        try:
+            with self._numerics.settings():
+                return self._train(sources, batch, stream) if train else self._evaluate(sources, stream)
+        except torch.OutOfMemoryError as error:
+            told = self._told_of_memory(error, batch, sources, train, stream)
+            if self._on_oom == "error" or not train:
+                raise torch.OutOfMemoryError(told) from None
+            logger.warning("%s; the step is skipped", told)
+            return {"out_of_memory": 1.0}
+        finally:
+            self._lane.used()
+
+    def _train(self, sources: Mapping[str, Any], batch: Batch, stream: str) -> dict[str, Any]:
+        updates = self.updates
+        if updates is None:
+            raise ConfigError("this TorchModel has no optimizer: it can be evaluated, but not trained")
+        self._set_mode(train=True)
+        if self._cuda_graphs:
+            torch.compiler.cudagraph_mark_step_begin()
+        if self._profiler is not None:
+            self._profiler.before_step(updates.n_updates)
+        if self._stages is not None:
+            self._active = self._stages.enter(updates.n_updates)
+        updates.prepare()
+        rate = updates.rate
+        parts: list[tuple[float, Mapping[str, Any]]] = []
+        for share, part in self._parts(sources, batch, stream):
+            with self._numerics.autocast:
+                outputs = self.step(part, train=True, stream=stream)
+            updates.backward(_loss_in(outputs, share))
+            parts.append((share, {name: _detached(value, self._cuda_graphs) for name, value in outputs.items()}))
+        told = updates.update()
+        if self.average is not None:
+            self.average.follow(updates.n_updates)
+        if self.metrics is not None:
+            for (_, outputs), (_, part) in zip(parts, self._parts(sources, batch, stream), strict=True):
+                self.metrics.update(stream, {**part, **outputs})
+        if self._profiler is not None:
+            self._profiler.after_step(updates.n_updates)
+        return {**self._handed(parts), **{name: _scalar(value) for name, value in told.items()}, "lr": rate}
+
+    def _evaluate(self, sources: Mapping[str, Any], stream: str) -> dict[str, Any]:
+        self._set_mode(train=False)
+        try:
+            with torch.inference_mode(), self._numerics.autocast:
+                outputs = self.step(sources, train=False, stream=stream)
+            if self.metrics is not None:
+                self.metrics.update(stream, {**sources, **outputs})
+        except BaseException:
+            self._set_mode(train=True)
+            raise
+        return self._handed([(1.0, {name: _detached(value, self._cuda_graphs) for name, value in outputs.items()})])
+
+    def _parts(
+        self, sources: Mapping[str, Any], batch: Batch, stream: str
+    ) -> Iterator[tuple[float, Mapping[str, Any]]]:
+        """The microbatches, and each one's share of the examples."""
+        if self._microbatches == 1:
+            yield 1.0, sources
+            return
+        n = n_examples_of(batch, stream, 0)
+        size, rest = divmod(n, self._microbatches)
+        begin = 0
+        for number in range(min(self._microbatches, n)):
+            end = begin + size + (number < rest)
+            yield (end - begin) / n, {name: _cut(value, begin, end) for name, value in sources.items()}
+            begin = end
+
+    def _handed(self, parts: list[tuple[float, Mapping[str, Any]]]) -> dict[str, Any]:
+        """Outputs as hooks get them: scalars weighted over the microbatches, anything larger only on demand."""
+        found: dict[str, Any] = {}
+        for name, value in parts[0][1].items():
+            if _is_scalar(value):
+                found[name] = _scalar(value if len(parts) == 1 else sum(own[name] * share for share, own in parts))
+            else:
+                found[name] = partial(_joined, [outputs[name] for _, outputs in parts])
+        return found
+
+    def _told_of_memory(
+        self, error: torch.OutOfMemoryError, batch: Batch, sources: dict[str, Any], train: bool, stream: str
+    ) -> str:
+        """What ran out of memory, in words; everything that the step held is let go."""
+        step = f"step {self.updates.n_updates + 1}" if train and self.updates is not None else "an evaluation"
+        shapes = ", ".join(f"{name} {tuple(getattr(value, 'shape', ()))}" for name, value in batch.items())
+        error.__traceback__ = None  # its frames hold the activations
+        sources.clear()
+        if self.updates is not None:
+            self.updates.forget_gradients()
+        gc.collect()
+        peak = ""
+        if self.device.type == "cuda":
+            peak = f", at most {torch.cuda.max_memory_allocated(self.device) / 2**30:.2f} GiB in use"
+            torch.cuda.empty_cache()
+        return (
+            f"out of memory in {step} on stream {stream!r} ({shapes}{peak}): {error}; a smaller batch, more microbatches, "
+            "precision bf16 or checkpoint_activations take less"
+        )
+
+    # --- around steps -------------------------------------------------------------------------------------------
+
+    def stage(self, batch: Batch) -> Any:
+        """Begin to copy a batch to the device, ahead of its step. Any thread."""
+        return self._lane.stage(batch)
+
+    def begin_stream(self, stream: str, *, train: bool) -> None:
+        if self.metrics is not None:
+            self.metrics.begin(stream)
+
+    def end_stream(self, stream: str, *, train: bool) -> Mapping[str, Any]:
+        self._set_mode(train=True)
+        return {} if self.metrics is None else self.metrics.result(stream)
+
+    def evaluated(self, data: Mapping[str, Mapping[str, Any]]) -> None:
+        """An evaluation is complete, with these data by stream: a plateau schedule takes note."""
+        if self.updates is not None:
+            self.updates.evaluated(data)
+
+    def _set_mode(self, *, train: bool) -> None:
+        """Be ready to train, or to evaluate: modules in eval mode, the average in the place of the weights."""
+        if train == self._trains:
+            return
+        if train:
+            for module, was_training in self._modes:
+                module.training = was_training
+        else:
+            self._modes = [(module, module.training) for module in self.module.modules()]
+            self.module.eval()
+        if self.average is not None:
+            self.average.put_inside(not train)
+        self._trains = train
+
+    def set_parameters(self, **changes: Any) -> None:
+        """Change what `live` names, from the next step on."""
+        for name, value in changes.items():
+            if value < 0:
+                raise ConfigError(f"{name} is at least 0, not {value}")
+        if self.updates is not None:
+            if "lr" in changes:
+                self.updates.set_rate(changes["lr"])
+            if "weight_decay" in changes:
+                self.updates.set_decay(changes["weight_decay"])
+            if "clip_norm" in changes:
+                self.updates.clip = Clip(norm=changes["clip_norm"])
+        if "ema_decay" in changes and self.average is not None:
+            self.average.decay = changes["ema_decay"]
+
+    # --- state --------------------------------------------------------------------------------------------------
+
+    def weights(self) -> Mapping[str, Tensor]:
+        """Parameters and buffers by name, live; averaged ones as the average."""
+        own = dict(self.module.state_dict())
+        return own if self.average is None else {**own, **self.average.weights}
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """All that the next step depends on; the tensors are the live ones."""
+        self._set_mode(train=True)
+        state: dict[str, Any] = {"module": dict(self.module.state_dict())}
+        if self.losses is not None and (own := self.losses.state_dict()):
+            state["losses"] = dict(own)
+        if self.updates is not None:
+            state["updates"] = self.updates.state_dict()
+        if self.average is not None:
+            state["average"] = dict(self.average.weights)
+            state["ema_decay"] = self.average.decay
+        if self.metrics is not None:
+            state["metrics"] = self.metrics.state_dict()
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state_dict` gave; ModelError, and no change, if names or shapes differ."""
+        self._set_mode(train=True)
+        refuse_different(list(self._differences(state)), type(self).__name__)
+        copied_into(self.module, state["module"])
+        if self.losses is not None and "losses" in state:
+            copied_into(self.losses, state["losses"])
+        if self.updates is not None and "updates" in state:
+            self.updates.load_state_dict(state["updates"])
+        if self.average is not None:
+            _copy(self.average.weights, state.get("average", state["module"]))
+            self.average.decay = state.get("ema_decay", self.average.decay)
+        if self.metrics is not None:
+            self.metrics.load_state_dict(state.get("metrics", {}))
+
+    def load_weights(self, state: Mapping[str, Any]) -> None:
+        """Take over only what was learned, the average if there is one: a new run begins with it."""
+        self._set_mode(train=True)
+        refuse_different(
+            list(differences(self.module.state_dict(), state["module"], "the module")), type(self).__name__
+        )
+        copied_into(self.module, {**state["module"], **state.get("average", {})})
+        if self.average is not None:
+            _copy(self.average.weights, self.module.state_dict())
+
+    def _differences(self, state: Mapping[str, Any]) -> Iterator[str]:
+        yield from differences(self.module.state_dict(), state["module"], "the module")
+        if self.losses is not None:
+            yield from differences(self.losses.state_dict(), state.get("losses", {}), "the losses")
+        if self.average is not None and "average" in state:
+            yield from differences(dict(self.average.weights), state["average"], "the average")
+        if self.updates is not None and "updates" in state:
+            yield from self.updates.differences(state["updates"])
+
+    # --- building -----------------------------------------------------------------------------------------------
+
+    def _place(self, channels_last: bool) -> None:
+        self.module.to(self.device)
+        if channels_last:
+            self.module.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        if self.losses is not None:
+            self.losses.to(self.device)
+
+    def _parameters(self) -> dict[str, nn.Parameter]:
+        own = {} if self.losses is None else {f"losses.{name}": each for name, each in self.losses.named_parameters()}
+        return {**dict(self.module.named_parameters()), **own}
+
+    def _updates(self, optimizer: Any, schedule: Any, clip: Any) -> Updates | None:
+        if optimizer is None:
+            lonely = [name for name, each in (("schedule", schedule), ("clip", clip)) if each is not None]
+            if lonely:
+                raise ConfigError(f"{lonely[0]} means nothing without an optimizer")
+            return None
+        if not (isinstance(schedule, Schedule | None) or is_nested(schedule)):
+            schedule = of_kind("schedule", Schedule, schedule)
+        clip = None if clip is None else of_kind("clip", Clip, clip)
+        return Updates(self._parameters(), optimizer, schedule=schedule, clip=clip, scaler=self._numerics.scaler)
+
+    def _staged(self, stages: Sequence[Any]) -> Stages | None:
+        if not stages:
+            return None
+        names = [] if self.losses is None else list(self.losses.by_name)
+        trained = {} if self.updates is None else self.updates.parameters
+        return Stages([of_kind(f"stages.{n}", Stage, each) for n, each in enumerate(stages)], names, trained)
+
+    def _live(self) -> dict[str, type]:
+        found: dict[str, type] = {}
+        if self.updates is not None:
+            found |= {"lr": float} if self.updates.has_own_rates else {}
+            found |= {"weight_decay": float}
+            found |= {"clip_norm": float} if self.updates.clip is not None and self.updates.clip.norm else {}
+        return found | ({"ema_decay": float} if self.average is not None else {})
+
+    def _module_sources(self) -> Sequence[str]:
+        return list(self._inputs.values()) if isinstance(self._inputs, Mapping) else self._inputs
+
+    def _looked_at(self) -> list[str]:
+        """What losses and metrics take, outputs or sources."""
+        return [*(self.losses.inputs if self.losses else ()), *(self.metrics.inputs if self.metrics else ())]
+
+    def _given_names(self) -> set[str]:
+        return {*self._outputs, "loss", *(self.losses.by_name if self.losses else ())}
+
+    def _wanted_sources(self) -> list[str] | None:
+        """The sources to have on the device; None if a step of somebody's own may look at any."""
+        if type(self).step is not TorchModel.step:
+            return None
+        return list(dict.fromkeys(name.partition("/")[0] for name in (*self._module_sources(), *self._looked_at())))
+
+
+def _chosen(device: str) -> torch.device:
+    if device != "auto":
+        try:
+            return torch.device(device)
+        except RuntimeError as error:
+            raise ConfigError(f"device: {error}") from None
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _module(given: Any) -> nn.Module:
+    module = build(given) if is_nested(given) else given
+    if not isinstance(module, nn.Module):
+        raise ConfigError(f"module: a torch.nn.Module or a table that names one, not a {type(module).__name__}")
+    if not module.training:
+        module.train()
+    return module
+
+
+def _pretrained(given: Any) -> Pretrained:
+    return Pretrained(given) if isinstance(given, str | Path) else of_kind("weights", Pretrained, given)  # pyright: ignore[reportArgumentType]
+
+
+def _path(given: str | Path | None) -> Path | None:
+    return None if given is None else Path(given)
+
+
+def _recompute_activations(module: nn.Module, patterns: Sequence[str]) -> None:
+    """Have submodules compute their activations again in the backward pass (Chen et al., Training Deep Nets with Sublinear
+    Memory Cost, 2016)."""
+    names = [name for name in dict(module.named_modules()) if name]
+    for name in matching(patterns, names, "checkpoint_activations") if patterns else ():
+        part = module.get_submodule(name)
+        part.forward = partial(_recomputed, part.forward)
+
+
+def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    if not torch.is_grad_enabled():
+        return forward(*args, **kwargs)
+    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+
+def _compiled(module: nn.Module, given: bool | Mapping[str, Any], cuda_graphs: bool) -> Callable[..., Any]:
+    if not given and not cuda_graphs:
+        return module
+    options: dict[str, Any] = {} if isinstance(given, bool) else dict(given)
+    if cuda_graphs:
+        options.setdefault("mode", "reduce-overhead")
+    return torch.compile(module, **options)
+
+
+def _dtype_of(module: nn.Module) -> torch.dtype:
+    """Of its first parameter that has one with a fraction."""
+    return next((each.dtype for each in module.parameters() if each.is_floating_point()), torch.float32)
+
+
+def _loss_in(outputs: Mapping[str, Any], share: float) -> Tensor:
+    loss = outputs.get("loss")
+    if not isinstance(loss, Tensor):
+        raise ModelError(
+            f"a training step needs the output 'loss', a scalar tensor; there are {', '.join(outputs)}. "
+            "Give the model a `loss`, or return one from the module or from step()"
+        )
+    return loss if share == 1.0 else loss * share
+
+
+def _detached(value: Any, clones: bool) -> Any:
+    """Off the graph; of a captured CUDA graph a copy, for the next step writes into the same memory."""
+    if isinstance(value, Mapping):
+        return {name: _detached(part, clones) for name, part in cast("Mapping[str, Any]", value).items()}
+    if not isinstance(value, Tensor):
+        return value
+    return value.detach().clone() if clones else value.detach()
+
+
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, bool | int | float) or (isinstance(value, Tensor) and not value.ndim)
+
+
+def _scalar(value: Any) -> Any:
+    """A scalar on the host as a number; on a device it stays there, for to read it would be to wait."""
+    return value.item() if isinstance(value, Tensor) and value.is_cpu and not value.ndim else value
+
+
+def _joined(values: Sequence[Any]) -> Any:
+    """What the microbatches gave for one output, as of the whole batch."""
+    first = values[0]
+    if len(values) == 1:
+        return first
+    if isinstance(first, Mapping):
+        return {name: _joined([each[name] for each in values]) for name in cast("Mapping[str, Any]", first)}
+    if isinstance(first, Tensor):
+        return torch.cat(list(values)) if first.ndim else torch.stack(list(values))
+    return [part for each in values for part in each] if isinstance(first, list | tuple) else first
+
+
+def _cut(value: Any, begin: int, end: int) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _cut(part, begin, end) for name, part in cast("Mapping[str, Any]", value).items()}
+    return value[begin:end]
+
+
+@torch.no_grad()
+def _copy(there: Mapping[str, Tensor], given: Mapping[str, Any]) -> None:
+    for name, tensor in there.items():
+        tensor.copy_(tensor_of(given[name]))

@@ -1,0 +1,66 @@
+"""Profiling: a window of steps under PyTorch's profiler, written as a trace that chrome://tracing or Perfetto opens."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch.profiler import profile
+
+from asyncloop.checkpoint import storage_errors
+from asyncloop.errors import ConfigError
+from asyncloop.torch.arguments import Span
+
+__all__ = ["Profile", "Profiler"]
+
+logger = logging.getLogger("asyncloop")
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """From the step after `start` on, `steps` steps. `memory`, `shapes`, `stacks`: what is recorded besides."""
+
+    start: Span = 10
+    steps: Span = 5
+    memory: bool = False
+    shapes: bool = False
+    stacks: bool = False
+
+
+class Profiler:
+    """Records the window on the model thread and writes `profile/steps-<first>-<last>.json` in the run directory."""
+
+    def __init__(self, given: Profile, output_dir: Path | None) -> None:
+        if output_dir is None:
+            raise ConfigError("profile writes a file, but there is no output_dir to write to")
+        self._given, self._folder = given, output_dir / "profile"
+        self._recording: Any = None
+        self._began = 0
+
+    def before_step(self, n_updates: int) -> None:
+        given = self._given
+        if self._recording is None and given.start <= n_updates < given.start + given.steps:
+            self._began = n_updates
+            self._recording = profile(
+                record_shapes=given.shapes, profile_memory=given.memory, with_stack=given.stacks, acc_events=True
+            )
+            self._recording.start()
+
+    def after_step(self, n_updates: int) -> None:
+        """`n_updates` are done; the file is written when the window is over."""
+        if self._recording is not None and n_updates >= self._given.start + self._given.steps:
+            self.finish(n_updates)
+
+    def finish(self, n_updates: int) -> None:
+        """Write what was recorded, also if the training ends inside the window."""
+        recording, self._recording = self._recording, None
+        if recording is None:
+            return
+        recording.stop()
+        path = self._folder / f"steps-{self._began + 1}-{n_updates}.json"
+        with storage_errors("write the profile", path):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            recording.export_chrome_trace(str(path))
+        logger.info("the profile of steps %d to %d is in %s", self._began + 1, n_updates, path)

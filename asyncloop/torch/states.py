@@ -1,0 +1,60 @@
+"""States: tensors as checkpoints keep them and back, with everything that does not fit named before anything is changed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from asyncloop.errors import ModelError
+
+__all__ = ["copied_into", "differences", "refuse_different", "tensor_of", "tensors_of"]
+
+
+def tensor_of(value: Any) -> Tensor:
+    """What a checkpoint gives (an array, or a tensor of a dtype that numpy lacks) as a tensor of its own."""
+    return value.detach().clone() if isinstance(value, Tensor) else torch.tensor(value)
+
+
+def tensors_of(state: Any) -> Any:
+    """The same for all arrays in nested mappings and lists; numbers, strings and None stay."""
+    if isinstance(state, Mapping):
+        return {key: tensors_of(value) for key, value in cast("Mapping[Any, Any]", state).items()}
+    if isinstance(state, list | tuple):
+        return [tensors_of(value) for value in cast("list[Any]", state)]
+    return tensor_of(state) if hasattr(state, "shape") else state
+
+
+def differences(there: Mapping[str, Tensor], given: Mapping[str, Any], what: str) -> Iterator[str]:
+    """In words, why arrays do not fit the tensors that are there: names and shapes."""
+    missing, unexpected = [n for n in there if n not in given], [n for n in given if n not in there]
+    if missing:
+        yield f"{what} lacks {_some(missing)}"
+    if unexpected:
+        yield f"{what} has {_some(unexpected)}, which this model does not"
+    for name, tensor in there.items():
+        if name in given and tuple(given[name].shape) != tuple(tensor.shape):
+            yield f"{what} {name!r} has shape {tuple(given[name].shape)}, expected {tuple(tensor.shape)}"
+
+
+def refuse_different(problems: list[str], who: str) -> None:
+    """ModelError that names all problems, if there are any."""
+    if problems:
+        raise ModelError(
+            f"the state does not fit this {who}: {'; '.join(problems)}. Nothing was loaded; "
+            "build the model with the arguments of the saved one, or start without this state"
+        )
+
+
+@torch.no_grad()
+def copied_into(module: nn.Module, given: Mapping[str, Any]) -> None:
+    """Copy arrays that fit into a module's parameters and buffers."""
+    for name, tensor in module.state_dict().items():
+        tensor.copy_(tensor_of(given[name]))
+
+
+def _some(names: list[str]) -> str:
+    shown = ", ".join(map(repr, names[:6]))
+    return shown if len(names) <= 6 else f"{shown} and {len(names) - 6} more"
