@@ -5,6 +5,9 @@ PYTEST ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
+# Types of what needs PyTorch, where it is installed.
+CHECK_TORCH = if $(BIN)/python -c 'import torch' 2>/dev/null; then $(BIN)/pyright -p asyncloop/torch --pythonpath $(BIN)/python; fi
+
 .PHONY: demo test lint format bench bench-quick soak clean
 
 demo: $(VENV)/.demo ## install and train an MLP on handwritten digits
@@ -14,17 +17,19 @@ test: $(VENV)/.test ## everything that must hold: lint, types, tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(CHECK_TORCH)
 	$(BIN)/python -m pytest $(PYTEST)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+	$(CHECK_TORCH)
 
 format: $(VENV)/.test
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.bench ## measure asyncloop beside the systems people use: tables, bench/results, docs/img (25 minutes)
+bench: $(VENV)/.bench ## measure asyncloop beside the systems people use: tables, bench/results, docs/img (30 minutes)
 	$(BIN)/python -m bench --charts docs/img
 
 bench-quick: $(VENV)/.demo ## a selection of it in two minutes, with the peers that are installed

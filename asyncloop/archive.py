@@ -12,11 +12,22 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
-from asyncloop.checkpoint import Checkpoints, storage_error
+from asyncloop.checkpoint import Checkpoints
 from asyncloop.errors import NothingToResumeError, StorageError
-from asyncloop.run_json import json_object, read_record
+from asyncloop.run_json import json_object, sound_record
+from asyncloop.storage import content_of, is_file, storage_error, storage_errors
 
-__all__ = ["SavedCheckpoint", "SavedRun", "find_run", "flattened", "is_run", "read_run", "runs_below", "size_of"]
+__all__ = [
+    "SavedCheckpoint",
+    "SavedRun",
+    "find_run",
+    "flattened",
+    "is_run",
+    "read_run",
+    "run_in",
+    "runs_below",
+    "size_of",
+]
 
 logger = logging.getLogger("asyncloop")
 
@@ -117,18 +128,21 @@ class SavedRun:
 def find_run(run: str | Path, root: Path = Path("runs")) -> Path:
     """The directory of a run given as a path, `latest`, or by its id, its directory's name or a unique prefix of one.
 
-    Raises NothingToResumeError, with what there is; StorageError if `root` cannot be read.
+    Raises NothingToResumeError, with what there is; StorageError if nobody may look into the path or into `root`. Of the
+    runs in `root`, those that cannot be read are named in a warning: one of them may be the one that is meant.
     """
     name = str(run)
     if not name:
         raise NothingToResumeError(f"an empty name is no run's; {_MUST_BE}")
-    if is_run(Path(run)):
-        return Path(run)
-    there = [entry for entry in _entries(root, links=True) if is_run(entry)]
+    with storage_errors("look for a run in", Path(run)):
+        if is_file(Path(run) / "run.json"):
+            return Path(run)
+    there = [entry for entry in _entries(root, links=True) if is_run(entry, warns=True)]
     if name == "latest" and there:
-        return max(there, key=lambda entry: _age(read_run(entry)))
+        return max(there, key=lambda entry: _age(read_run(entry, warns=True)))
     found = _named(name, {entry: _own_names(entry) for entry in there})
-    found = found or _named(name, {entry: [read_run(entry).id] for entry in there if not entry.is_symlink()})
+    own = [entry for entry in there if not found and not entry.is_symlink()]
+    found = found or _named(name, {entry: [read_run(entry, warns=True).id] for entry in own})
     if len(found) != 1:
         what = f"{len(found)} runs match" if found else "no run matches"
         listed = sorted(entry.name for entry in found or there)
@@ -148,17 +162,33 @@ def _named(name: str, names: Mapping[Path, Iterable[str]]) -> list[Path]:
     return exact or [path for path, own in names.items() if any(each.startswith(name) for each in own)]
 
 
-def is_run(path: Path) -> bool:
-    """Whether there is a run.json, as far as one may look."""
+def is_run(path: Path, *, warns: bool = False) -> bool:
+    """Whether there is a run.json, as far as one may look; `warns`: names where one may not."""
     try:
-        return (path / "run.json").is_file()
-    except OSError:
+        return is_file(path / "run.json")
+    except OSError as error:
+        if warns:
+            logger.warning("%s", storage_error("look for a run in", path, error))
         return False
 
 
-def read_run(path: Path) -> SavedRun:
-    """The run in a directory. One whose run.json cannot be read has the state `unreadable` and an empty record."""
-    record = read_record(path)
+def read_run(path: Path, *, warns: bool = False) -> SavedRun:
+    """The run in a directory. One whose run.json cannot be read has the state `unreadable` and an empty record.
+
+    `warns`: says so if the disk refuses it.
+    """
+    try:
+        return run_in(path)
+    except StorageError as error:
+        if warns:
+            logger.warning("%s", error)
+        return SavedRun(path, {}, "unreadable")
+
+
+def run_in(path: Path) -> SavedRun:
+    """The run in a directory, as `read_run` gives it, but StorageError if the disk refuses its run.json."""
+    with storage_errors("read", path / "run.json"):
+        record = sound_record(content_of(path / "run.json") or b"")
     state = record.get("state") or "unreadable"
     return SavedRun(path, record, "lost" if state in _UNFINISHED and not _is_held(path / "lock") else state)
 
@@ -226,11 +256,13 @@ def _entries(root: Path, *, links: bool = False) -> list[Path]:
 
 
 def _is_held(lock: Path) -> bool:
-    """Whether a process holds the lock; it goes with the process, however that ends."""
+    """Whether a process holds the lock; it goes with the process, however that ends. Held, if nobody may look."""
     try:
         handle = os.open(lock, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
+    except OSError:
+        return True
     try:
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:

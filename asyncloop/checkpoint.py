@@ -10,25 +10,34 @@ file last, then renamed, then the parent synced. Only then the pointers move and
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import logging
 import os
-import shutil
 import threading
-from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load as load_arrays
 
 from asyncloop.control import Claim
 from asyncloop.errors import CheckpointError, NonFiniteError, StorageError
+from asyncloop.storage import (
+    clear_away,
+    content_of,
+    entries_of,
+    is_dir,
+    is_file,
+    is_there,
+    remedy_for,
+    storage_error,
+    storage_errors,
+)
+from asyncloop.trees import Buffer, RawTensor, decoded, encoded, read_safetensors, safetensors
 
 __all__ = [
     "FORMAT",
@@ -38,10 +47,13 @@ __all__ = [
     "copy_state",
     "load_weights",
     "nonfinite_leaf",
+    "read_verified",
     "remedy_for",
+    "sealed",
     "storage_error",
     "storage_errors",
     "write_atomically",
+    "write_synced",
 ]
 
 logger = logging.getLogger("asyncloop")
@@ -50,50 +62,6 @@ FORMAT = 1
 
 Parts = Mapping[str, Any]
 """Name of a part of a checkpoint → its state."""
-
-_SAFETENSORS_NAMES = {
-    **{
-        f"{kind}{bits}": f"{letter}{bits}" for kind, letter in (("int", "I"), ("uint", "U")) for bits in (8, 16, 32, 64)
-    },
-    **{f"float{bits}": f"F{bits}" for bits in (16, 32, 64)},
-    "bool": "BOOL",
-}
-"""What the format has a name for; other arrays are stored as bytes, with their dtype in state.json."""
-
-Buffer = bytes | memoryview
-
-_REMEDIES = {
-    errno.ENOSPC: "free some space, or choose another output directory",
-    errno.EDQUOT: "free some of your quota, or choose another output directory",
-    errno.EACCES: "check the permissions of the directory and its parents",
-    errno.EPERM: "check the permissions of the directory and its parents",
-    errno.EROFS: "the file system is read-only; choose another output directory",
-    errno.EMFILE: "raise the limit of open files (ulimit -n)",
-    errno.ENOENT: "the directory has vanished; was it deleted or unmounted?",
-    errno.EIO: "the device reports errors; check it and choose another output directory",
-}
-
-
-def storage_error(what: str, path: Path, error: OSError, kind: type[StorageError] = StorageError) -> StorageError:
-    """An error that says path, cause and remedy."""
-    cause = os.strerror(error.errno) if error.errno else str(error)
-    return kind(f"cannot {what} {path}: {cause}; {remedy_for(error)}")
-
-
-@contextmanager
-def storage_errors(what: str, path: Path) -> Generator[None]:
-    """Whatever the file system refuses inside comes out as a StorageError with path, cause and remedy."""
-    try:
-        yield
-    except StorageError:
-        raise
-    except OSError as error:
-        raise storage_error(what, path, error) from error
-
-
-def remedy_for(error: OSError) -> str:
-    """What a user can do about it."""
-    return _REMEDIES.get(error.errno or 0, "check the path and the device")
 
 
 def bytes_of(state: Any) -> int:
@@ -112,7 +80,7 @@ def copy_state(state: Any) -> Any:
     if isinstance(state, list | tuple):
         return [copy_state(value) for value in cast("Sequence[Any]", state)]
     if hasattr(state, "detach"):
-        state = state.detach().cpu().numpy()
+        return _copy_of_tensor(state.detach())
     if isinstance(state, np.ndarray):
         return np.array(cast("np.ndarray[Any, Any]", state), copy=True, order="C")
     if isinstance(state, np.generic):
@@ -123,6 +91,14 @@ def copy_state(state: Any) -> Any:
         f"a state_dict holds a {type(state).__name__} ({state!r:.60}); "
         "only mappings, lists, arrays, numbers, strings and None can be saved"
     )
+
+
+def _copy_of_tensor(tensor: Any) -> np.ndarray[Any, Any] | RawTensor:
+    try:
+        array: np.ndarray[Any, Any] = tensor.cpu().numpy()
+    except TypeError:  # bfloat16 and the like
+        return RawTensor.of(tensor)
+    return np.array(array, copy=True, order="C") if getattr(tensor, "is_cpu", True) else np.ascontiguousarray(array)
 
 
 def load_weights(model: Any, saved: Saved) -> None:
@@ -141,6 +117,9 @@ def nonfinite_leaf(state: Any, path: str = "") -> str | None:
             found = nonfinite_leaf(value, f"{path}/{key}" if path else str(key))
             if found:
                 return found
+    elif isinstance(state, RawTensor):
+        if not state.tensor().float().isfinite().all():
+            return path
     elif isinstance(state, np.ndarray):
         array = cast("np.ndarray[Any, Any]", state)
         if array.dtype.kind in "fc" and not np.isfinite(array).all():
@@ -182,7 +161,7 @@ class Checkpoints:
             self._write_new(target, step, parts, engine, claims)
             self._settle(name, claims)
         except OSError as error:
-            shutil.rmtree(self.directory / f".tmp-{name}", ignore_errors=True)  # give the space back
+            clear_away(self.directory / f".tmp-{name}")  # give the space back
             if isinstance(error, StorageError):
                 raise
             raise storage_error("write the checkpoint", target, error, CheckpointError) from error
@@ -192,20 +171,19 @@ class Checkpoints:
         """Read a checkpoint by directory name, pointer (`latest`, `best`) or step; every file's hash is checked."""
         path = self.directory / str(name)
         try:
-            path = self.find(name)
+            path = self._found(name)
             written = (path / "manifest.json").read_bytes()
             manifest = json.loads(written)
             if manifest.get("format") != FORMAT:
                 raise CheckpointError(f"{path} has format {manifest.get('format')!r}; this version reads {FORMAT}")
-            whole = written == _json(manifest)
-            if manifest.pop("sha256") != _digest(_json(manifest)) or not whole:
+            if written != sealed(manifest):
                 raise CheckpointError(f"{path / 'manifest.json'} is damaged: its SHA-256 is not the one it states")
-            files = {file: self._verified(path / file, entry) for file, entry in manifest["files"].items()}
+            files = {file: read_verified(path / file, entry) for file, entry in manifest["files"].items()}
             state = json.loads(files["state.json"])
             arrays = {
-                part: load_arrays(files[f"{part}.safetensors"]) for part in state if f"{part}.safetensors" in files
+                part: read_safetensors(files[f"{part}.safetensors"]) for part in state if f"{part}.safetensors" in files
             }
-            parts = {part: _decoded(state[part], arrays.get(part, {})) for part in state}
+            parts = {part: decoded(state[part], arrays.get(part, {})) for part in state}
             model, hooks, epoch = parts["model"], parts["hooks"], parts.get("epoch", {})
         except (ValueError, KeyError, TypeError, SafetensorError) as error:
             raise CheckpointError(f"{path} is damaged: {error}") from error
@@ -252,40 +230,54 @@ class Checkpoints:
     def _pointed(self, pointer: str) -> str | None:
         path = self.directory / pointer
         with storage_errors("read", path):
-            return path.read_text().strip() if path.is_file() else None
+            return path.read_text().strip() if is_file(path) else None
 
     def find(self, name: str = "latest") -> Path:
         """The directory of a checkpoint; CheckpointError that lists what there is."""
-        name = str(name)
-        pointer = self.directory / name
-        if pointer.is_file():
-            name = pointer.read_text().strip()
-        elif name.isdigit():
-            name = f"step-{int(name):08d}"
-        elif name.startswith("step-") and name[5:].isdigit():
-            name = f"step-{int(name[5:]):08d}"
+        with storage_errors("look into", self.directory):
+            return self._found(name)
+
+    def _found(self, name: str) -> Path:
+        name = self.named(name)
         path = self.directory / name
-        if not path.is_dir():
+        if not is_dir(path):
             there = ", ".join(self.names()) or "none"
             raise CheckpointError(f"there is no checkpoint {name!r} in {self.directory} (there are: {there})")
         return path
 
+    def named(self, name: str = "latest") -> str:
+        """The name of the directory that a pointer or a step means, whether it is there or not."""
+        name = str(name)
+        pointer = self.directory / name
+        if is_file(pointer):
+            return pointer.read_text().strip()
+        number = name.removeprefix("step-")
+        return f"step-{int(number):08d}" if number.isdigit() else name
+
+    def fingerprint(self, name: str) -> str | None:
+        """Of the model's state in the directory `name`, by what its files say; None if they are not there any more."""
+        try:
+            manifest = json.loads((self.directory / name / "manifest.json").read_bytes())
+            state = json.loads((self.directory / name / "state.json").read_bytes())
+            return _digest(_json([manifest["files"]["model.safetensors"]["sha256"], state["model"]]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
     def names(self) -> list[str]:
         """The complete checkpoints, oldest first."""
         with storage_errors("look into", self.directory):
-            if not self.directory.is_dir():
-                return []
-            return sorted(entry.name for entry in self.directory.glob("step-*") if (entry / "manifest.json").is_file())
+            there = entries_of(self.directory, "step-")
+            return [entry.name for entry in there if is_file(entry / "manifest.json")]
 
     def clean(self) -> None:
         """Remove what a killed writer left behind, and end what it had begun."""
         with storage_errors("tidy up", self.directory):
-            for before in self.directory.glob(".tmp-before-*"):  # killed between the two renames of a replacement
+            for before in entries_of(self.directory, ".tmp-before-"):  # killed between the renames of a replacement
                 target = self.directory / before.name.removeprefix(".tmp-before-")
-                if not target.exists():
+                if not is_there(target):
                     os.rename(before, target)
-            for leftover in self.directory.glob(".tmp-*"):
-                shutil.rmtree(leftover, ignore_errors=True) if leftover.is_dir() else leftover.unlink(missing_ok=True)
+            for leftover in entries_of(self.directory, ".tmp-"):
+                clear_away(leftover)
             names = self.names()
             if len(names) == 1 and self._pointed("latest") is None:  # the first of all, and no pointer names it yet
                 with suppress(ValueError, KeyError, TypeError):  # a damaged one is told of when it is read
@@ -296,24 +288,23 @@ class Checkpoints:
         self, target: Path, step: int, parts: Parts, engine: Mapping[str, Any], claims: Iterable[Claim]
     ) -> None:
         aside = self.directory / f".tmp-{target.name}"
-        shutil.rmtree(aside, ignore_errors=True)
+        clear_away(aside)
         aside.mkdir()
-        encoded = {part: _encoded(state) for part, state in parts.items()}
-        files: dict[str, list[Buffer]] = {"state.json": [_json({part: tree for part, (tree, _) in encoded.items()})]}
-        for part, (_, arrays) in encoded.items():
+        trees = {part: encoded(state) for part, state in parts.items()}
+        files: dict[str, list[Buffer]] = {"state.json": [_json({part: tree for part, (tree, _) in trees.items()})]}
+        for part, (_, arrays) in trees.items():
             if arrays or part == "model":
-                files[f"{part}.safetensors"] = _safetensors(arrays)
-        written = {name: _write_synced(aside / name, *buffers) for name, buffers in sorted(files.items())}
+                files[f"{part}.safetensors"] = safetensors(arrays)
+        written = {name: write_synced(aside / name, *buffers) for name, buffers in sorted(files.items())}
         wanted = [[claim.owner, claim.keep, claim.pointer] for claim in claims]
         manifest: dict[str, Any] = {
             "format": FORMAT, "step": step, "engine": engine, "claims": wanted, "files": written
         }  # fmt: skip
-        manifest["sha256"] = _digest(_json(manifest))
-        _write_synced(aside / "manifest.json", _json(manifest))
+        write_synced(aside / "manifest.json", sealed(manifest))
         _sync_directory(aside)
-        if target.exists():  # the same step again, with a later record (an epoch's end after a pause, say)
+        if is_there(target):  # the same step again, with a later record (an epoch's end after a pause, say)
             before = self.directory / f".tmp-before-{target.name}"
-            shutil.rmtree(before, ignore_errors=True)
+            clear_away(before)
             os.rename(target, before)
             try:
                 os.rename(aside, target)
@@ -321,7 +312,7 @@ class Checkpoints:
                 with suppress(OSError):  # else `clean` does it, before the run goes on
                     os.rename(before, target)
                 raise
-            shutil.rmtree(before)
+            clear_away(before)
         else:
             os.rename(aside, target)
         _sync_directory(self.directory)
@@ -347,24 +338,16 @@ class Checkpoints:
             if old not in wanted:
                 gone = self.directory / f".tmp-old-{old}"  # never half of one under its own name
                 os.rename(self.directory / old, gone)
-                shutil.rmtree(gone)
-
-    def _verified(self, path: Path, entry: Mapping[str, Any]) -> bytes:
-        if path.stat().st_size != entry["bytes"]:
-            raise CheckpointError(f"{path} is damaged: {path.stat().st_size} bytes instead of {entry['bytes']}")
-        content = path.read_bytes()
-        if _digest(content) != entry["sha256"]:
-            raise CheckpointError(f"{path} is damaged: its SHA-256 is not the one of the manifest")
-        return content
+                clear_away(gone)
 
     def _read_claims(self) -> dict[str, list[str]]:
         """Where nobody knows who wants what, all that is there is wanted."""
         path = self.directory / "claims.json"
         with storage_errors("read", path):
+            content = content_of(path)
             try:
-                return json.loads(path.read_text())
-            except (FileNotFoundError, NotADirectoryError):
-                pass
+                if content is not None:
+                    return json.loads(content)
             except ValueError:
                 logger.warning("%s is damaged; every checkpoint that is there is kept", path)
         found = self.names()
@@ -384,7 +367,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     """Replace a small file so that readers see the old or the new content, also after a crash."""
     aside = path.with_name(f".tmp-{path.name}-{os.getpid()}-{threading.get_ident()}")
     try:
-        _write_synced(aside, content)
+        write_synced(aside, content)
         os.replace(aside, path)
     except OSError:
         with suppress(OSError):  # what was refused first is what the user has to know
@@ -393,7 +376,7 @@ def write_atomically(path: Path, content: bytes) -> None:
     _sync_directory(path.parent)
 
 
-def _write_synced(path: Path, *buffers: Buffer) -> dict[str, Any]:
+def write_synced(path: Path, *buffers: Buffer) -> dict[str, Any]:
     """Write a file and wait until it is on the disk; its SHA-256 and its bytes. Large buffers keep no other thread waiting."""
     digest, n_bytes = hashlib.sha256(), 0
     with open(path, "wb") as file:
@@ -406,22 +389,20 @@ def _write_synced(path: Path, *buffers: Buffer) -> dict[str, Any]:
     return {"sha256": digest.hexdigest(), "bytes": n_bytes}
 
 
-def _safetensors(arrays: Mapping[str, np.ndarray[Any, Any]]) -> list[Buffer]:
-    """A file of the safetensors format, in parts: the arrays themselves, for a copy of them would hold everybody up.
+def sealed(record: Mapping[str, Any]) -> bytes:
+    """A record as JSON with the SHA-256 of the rest in it: what was read is whole if this gives it again."""
+    rest = {key: value for key, value in record.items() if key != "sha256"}
+    return _json({**rest, "sha256": _digest(_json(rest))})
 
-    Its library reads it; it lays arrays out by falling item size and name, so that each is aligned.
-    """
-    header: dict[str, Any] = {}
-    buffers: list[Buffer] = []
-    end = 0
-    for name, array in sorted(arrays.items(), key=lambda item: (-item[1].dtype.itemsize, item[0])):
-        begin, end = end, end + array.nbytes
-        kind = _SAFETENSORS_NAMES[array.dtype.name]
-        header[name] = {"dtype": kind, "shape": list(array.shape), "data_offsets": [begin, end]}
-        buffers.append(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return [len(text).to_bytes(8, "little") + text, *buffers]
+
+def read_verified(path: Path, entry: Mapping[str, Any]) -> bytes:
+    """What `write_synced` wrote, if it gave this entry; CheckpointError if the file is another one now."""
+    if path.stat().st_size != entry["bytes"]:
+        raise CheckpointError(f"{path} is damaged: {path.stat().st_size} bytes instead of {entry['bytes']}")
+    content = path.read_bytes()
+    if _digest(content) != entry["sha256"]:
+        raise CheckpointError(f"{path} is damaged: its SHA-256 is not the one that was noted")
+    return content
 
 
 def _sync_directory(path: Path) -> None:
@@ -443,43 +424,3 @@ def _digest(content: bytes) -> str:
 
 def _json(value: Any) -> bytes:
     return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
-
-
-def _encoded(tree: Any) -> tuple[Any, dict[str, np.ndarray[Any, Any]]]:
-    """A tree as JSON with references to its arrays, and the arrays by path."""
-    arrays: dict[str, np.ndarray[Any, Any]] = {}
-
-    def encode(value: Any, path: str) -> Any:
-        if isinstance(value, np.ndarray):
-            array = cast("np.ndarray[Any, Any]", value)
-            entry = {"array": path}
-            if array.dtype.name not in _SAFETENSORS_NAMES or array.dtype.byteorder == ">":
-                if array.dtype.hasobject:
-                    raise CheckpointError(f"the array {path!r} holds Python objects and cannot be saved")
-                entry |= {"dtype": array.dtype.str, "shape": cast(Any, list(array.shape))}
-                array = np.frombuffer(array.tobytes(), dtype=np.uint8)
-            arrays[path] = array
-            return entry
-        if isinstance(value, Mapping):
-            items = cast("Mapping[Any, Any]", value).items()
-            return {"items": [[key, encode(part, f"{path}/{key}" if path else str(key))] for key, part in items]}
-        if isinstance(value, list):
-            return [encode(part, f"{path}/{i}") for i, part in enumerate(cast("list[Any]", value))]
-        return value
-
-    return encode(tree, ""), arrays
-
-
-def _decoded(tree: Any, arrays: Mapping[str, np.ndarray[Any, Any]]) -> Any:
-    if isinstance(tree, dict):
-        entry = cast("dict[str, Any]", tree)
-        if "array" not in entry:
-            return {key: _decoded(part, arrays) for key, part in entry["items"]}
-        array = arrays[entry["array"]]
-        if "dtype" in entry:
-            raw: Any = np.frombuffer(array.tobytes(), dtype=np.dtype(entry["dtype"]))
-            return raw.reshape(entry["shape"]).copy()
-        return array
-    if isinstance(tree, list):
-        return [_decoded(part, arrays) for part in cast("list[Any]", tree)]
-    return tree

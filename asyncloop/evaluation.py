@@ -2,34 +2,39 @@
 
 from __future__ import annotations
 
-import logging
-import tomllib
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from asyncloop.archive import find_run, is_run, read_run
+from asyncloop.archive import find_run, is_run
 from asyncloop.checkpoint import Checkpoints, Saved, load_weights
-from asyncloop.config import Component, Config, InvalidConfig, dumps, import_object, load_config
-from asyncloop.config.components import OFFERED
-from asyncloop.config.signature import Constructor
+from asyncloop.config import Component, Config, InvalidConfig, dumps, load_config
 from asyncloop.engine import Engine, Result
-from asyncloop.errors import CheckpointError
+from asyncloop.errors import CheckpointError, ConfigError
+from asyncloop.kept_outputs import (
+    REPLAYED,
+    KeepOutputs,
+    KeptDataset,
+    KeptModel,
+    KeptStream,
+    Overheard,
+    check_variables,
+    find_kept,
+)
 from asyncloop.live import Run, background
 from asyncloop.model_thread import ModelThread
 from asyncloop.preflight import Parts, build, build_hooks
 from asyncloop.recorder import Recorder
 from asyncloop.rundir import RunDir
+from asyncloop.saved_config import SavedConfig
 from asyncloop.stream import check_streams
 from asyncloop.threads import off_loop
 from asyncloop.wiring import engine_of, made, with_display
 
-__all__ = ["init_weights", "load_model", "open_evaluation", "saved_config"]
-
-logger = logging.getLogger("asyncloop")
+__all__ = ["init_weights", "load_model", "open_evaluation"]
 
 Overrides = Mapping[str, Any] | Sequence[str]
 
@@ -44,7 +49,7 @@ def load_model(run: str | Path, checkpoint: str = "latest", *, dataset: Any = No
     """
     path = find_run(run)
     found = _read(path, checkpoint)
-    component, own_dataset = _model_and_dataset(path, _fallback_of(found))
+    component, own_dataset = _model_and_dataset(SavedConfig(path, _fallback_of(found)))
     saved = _needed(found, component)
     if dataset is None and "dataset" in component.accepts:
         dataset = own_dataset().build(output_dir=path)
@@ -71,19 +76,19 @@ def _needed(found: Saved | CheckpointError, *models: Component) -> Saved | None:
     return found
 
 
-def _model_and_dataset(path: Path, fallback: str | None) -> tuple[Component, Callable[[], Component]]:
+def _model_and_dataset(stored: SavedConfig) -> tuple[Component, Callable[[], Component]]:
     """The model of a run, and its dataset, which may be gone as long as nobody asks for it."""
     try:
-        config = saved_config(path)
+        config = stored.load()
         return config.model, lambda: config.dataset
     except InvalidConfig as error:
-        gone, document = error, _restored(path, error, fallback)
+        gone, document = error, stored.restored
         if document is None:
             raise
     is_lost = any(each.key.partition(".")[0] == "dataset" for each in gone.details)
     dataset = {"class": f"{__name__}:{_LostDataset.__name__}"} if is_lost else document["dataset"]
     needed = {"run": document["run"], "dataset": dataset, "model": document["model"]}
-    restored = load_config(needed, folders=_folders(path)[0])
+    restored = load_config(needed, folders=stored.folders)
 
     def own_dataset() -> Component:
         if is_lost:
@@ -97,47 +102,9 @@ class _LostDataset:
     """Stands where a dataset stood that cannot be built any more, while the model is restored without it."""
 
 
-# --- a class that is gone -----------------------------------------------------------------------------------------
-
-
 def _fallback_of(found: Saved | CheckpointError) -> str | None:
     """The class that the model named as its `restore_fallback` when the checkpoint was written."""
     return None if isinstance(found, CheckpointError) else found.engine.get("restore_fallback")
-
-
-def _is_gone(error: InvalidConfig) -> bool:
-    """Whether the model's class is missing because its module or its name is; not if importing it fails."""
-    return any(each.key == "model.class" and each.cause is None for each in error.details)
-
-
-def _restored(path: Path, error: InvalidConfig, fallback: str | None) -> dict[str, Any] | None:
-    """The run's resolved config with the fallback as its model, and of [model] the keys that this one takes.
-
-    None if it is not due. Warns. A fallback that cannot be imported either is noted on `error`.
-    """
-    if fallback is None or not _is_gone(error):
-        return None
-    try:
-        takes = Constructor.of(cast(Callable[..., object], import_object(fallback, kind="model")))
-    except InvalidConfig as second:
-        error.add_note(f"its restore_fallback cannot be imported either: {second}")
-        return None
-    document = tomllib.loads((path / "resolved.toml").read_text(encoding="utf-8"))
-    table = document["model"]
-    document["model"] = {**_taken(table, takes), "class": fallback}
-    for section in document.get("eval", {}).values():
-        if "model" in section and section["model"].get("class", table["class"]) == table["class"]:
-            section["model"] = _taken(section["model"], takes)
-    left_out = [name for name in table if name not in document["model"]]
-    without = f" without {', '.join(left_out)}, which it does not take" if left_out else ""
-    logger.warning("%s: the model's class %s is gone; restored as %s%s", path, table["class"], fallback, without)
-    return document
-
-
-def _taken(table: Mapping[str, Any], takes: Constructor) -> dict[str, Any]:
-    """The arguments in a [model] table that a constructor takes."""
-    names = takes.parameters.keys() - OFFERED["model"]
-    return {name: value for name, value in table.items() if name != "class" and (name in names or takes.open)}
 
 
 async def init_weights(model: Any, thread: ModelThread, run: str | Path) -> dict[str, Any]:
@@ -152,40 +119,6 @@ async def init_weights(model: Any, thread: ModelThread, run: str | Path) -> dict
     return {"checkpoint": saved.path, "step": saved.step}
 
 
-def saved_config(
-    run: Path,
-    source: str | Path | Mapping[str, Any] | None = None,
-    *,
-    set: Overrides = (),
-    for_eval: str | None = None,
-    fallback: str | None = None,
-) -> Config:
-    """The config of a saved run (or `source` in its place), with the modules it names imported.
-
-    They come from the folder that the run was started from, while it is there; else from the run's own copy.
-    `fallback` takes the place of a model's class that is gone, with a warning.
-    """
-    folders, lost = _folders(run)
-    if lost is not None:
-        logger.warning("%s is gone: classes come from the run's own copy, %s", lost, run / "code")
-    if source is not None:
-        return load_config(source, set=set, for_eval=for_eval)
-    try:
-        return load_config(run / "resolved.toml", set=set, for_eval=for_eval, folders=folders)
-    except InvalidConfig as error:
-        document = _restored(run, error, fallback)
-        if document is None:
-            raise
-        return load_config(document, set=set, for_eval=for_eval, folders=folders)
-
-
-def _folders(run: Path) -> tuple[list[Path], Path | None]:
-    """Where a run's modules come from, those that are there; and the folder it was started from, if that is gone."""
-    folder = read_run(run).record.get("folder")
-    folders = [each for each in (Path(folder) if folder else Path(), run / "code") if each.is_dir()]
-    return folders, Path(folder) if folder and not Path(folder).is_dir() else None
-
-
 # --- evaluation ---------------------------------------------------------------------------------------------------
 
 
@@ -195,6 +128,39 @@ class _Group:
 
     config: Config
     streams: list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What is evaluated: streams with the weights of a checkpoint, or with outputs that were kept before."""
+
+    run: Path
+    checkpoint: str | None
+    saved: Saved | None
+    kept: Mapping[str, KeptStream]
+    groups: list[_Group]
+    rundir: RunDir
+    streams: list[str]
+    """As they were asked for."""
+
+    @property
+    def step_and_epochs(self) -> tuple[int, int]:
+        """Where the run stood when the weights were saved."""
+        for own in self.kept.values():
+            return own.index["step"], own.index["epoch"]
+        return (0, 0) if self.saved is None else (self.saved.step, self.saved.engine["epochs_done"])
+
+    @property
+    def entries(self) -> dict[str, Any]:
+        """What run.json says about it."""
+        checkpoint = self.checkpoint
+        about: dict[str, Any] = {"run": self.run.absolute(), "checkpoint": checkpoint, "streams": self.streams}
+        if self.saved is not None:
+            about["weights"] = Checkpoints(self.saved.path.parent).fingerprint(self.saved.path.name)
+        if self.kept:
+            about["outputs_of"] = {stream: own.evaluation for stream, own in self.kept.items()}
+        run = self.groups[0].config.run
+        return {"evaluation": about, "seed": run.seed, "tags": run.tags}
 
 
 @asynccontextmanager
@@ -208,45 +174,65 @@ async def open_evaluation(
     output_dir: str | Path | None = None,
     progress: str | None = None,
     own_rng: bool = False,
+    keep_outputs: bool = False,
+    callbacks_only: bool = False,
 ) -> AsyncGenerator[Run]:
     """One pass of each stream with the weights of a saved run's checkpoint, in the background; the handle on it.
 
     Each stream is evaluated as its `[eval.<stream>]` says, those with equal sections together. Results go to a
     directory of their own under the run's `eval/` (or to `output_dir`). Never trains, never saves. Raises ConfigError,
     NothingToResumeError and CheckpointError before anything is made.
-    """
 
-    def read() -> tuple[Path, Saved | None, list[_Group], RunDir]:
+    `keep_outputs` writes the batches and what the model gave for them there, too. `callbacks_only` runs the hooks over
+    what was kept last for that checkpoint, without building the model.
+    """
+    if keep_outputs and (callbacks_only or output_dir is not None):
+        raise ConfigError(
+            "outputs are kept beside the run, where callbacks_only finds them, and need a model: "
+            "keep_outputs goes without output_dir and without callbacks_only"
+        )
+
+    def plan() -> _Plan:
         path = find_run(run)
+        rundir = RunDir.plan(path / "eval", "-".join(streams)[:100], None if output_dir is None else Path(output_dir))
+        if callbacks_only:
+            kept = {stream: find_kept(path, stream, checkpoint) for stream in streams}
+            load = partial(SavedConfig(path).load, config, set=_also(set, "model.class", KeptModel.class_in_config))
+            own = kept[streams[0]].checkpoint
+            return _Plan(path, own, None, kept, _groups(streams, load), rundir, list(streams))
         found = _read(path, checkpoint)
-        own = partial(saved_config, path, config, set=set, fallback=_fallback_of(found))
-        groups = _groups(streams, lambda stream: own(for_eval=stream))
+        groups = _groups(streams, partial(SavedConfig(path, _fallback_of(found)).load, config, set=set))
         saved = _needed(found, *(group.config.model for group in groups))
-        exact = None if output_dir is None else Path(output_dir)
-        return path, saved, groups, RunDir.plan(path / "eval", "-".join(streams)[:100], exact)
+        return _Plan(path, None if saved is None else saved.path.name, saved, {}, groups, rundir, list(streams))
 
     async with AsyncExitStack() as stack:
-        path, saved, groups, rundir = await off_loop("config", read)
-        built = await _built(stack, groups, rundir, saved)
-        engines = [(_evaluator(parts, saved, rundir, progress, own_rng), group.streams) for group, parts in built]
-        name = None if saved is None else saved.path.name
-        entries = {
-            "evaluation": {"run": path.absolute(), "checkpoint": name, "streams": list(streams)},
-            "seed": groups[0].config.run.seed,
-            "tags": groups[0].config.run.tags,
-        }
-        files = {"config.toml": groups[0].config.text}
+        planned = await off_loop("config", plan)
+        rundir = planned.rundir
+        built = await _built(stack, planned)
+        engines = [
+            (_evaluator(parts, planned, progress, own_rng, keep_outputs), group.streams) for group, parts in built
+        ]
+        for engine, own in engines:
+            check_variables(engine.bus.hooks, {stream: planned.kept[stream] for stream in own if planned.kept})
+        files = {"config.toml": planned.groups[0].config.text}
         for group, parts in built:
             files[str((parts.rundir.path / "resolved.toml").relative_to(rundir.path))] = dumps(group.config.resolved)
-        await made(rundir, files, entries)
+        await made(rundir, files, planned.entries)
         async with background(Run(engines[0][0], rundir, partial(_evaluate, engines)), None) as live:
             yield live
 
 
-def _groups(streams: Sequence[str], load: Callable[[str], Config]) -> list[_Group]:
+def _also(set: Overrides, key: str, value: str) -> Overrides:
+    """The overrides with one more, which wins."""
+    if isinstance(set, Mapping):
+        return {**set, key: value}
+    return [*([set] if isinstance(set, str) else set), f"{key}={value}"]
+
+
+def _groups(streams: Sequence[str], load: Callable[..., Config]) -> list[_Group]:
     groups: list[_Group] = []
     for stream in dict.fromkeys(streams):
-        config = load(stream)
+        config = load(for_eval=stream)
         same = next((group for group in groups if group.config == config), None)
         if same is None:
             groups.append(_Group(config, [stream]))
@@ -255,14 +241,13 @@ def _groups(streams: Sequence[str], load: Callable[[str], Config]) -> list[_Grou
     return groups
 
 
-async def _built(
-    stack: AsyncExitStack, groups: Sequence[_Group], rundir: RunDir, saved: Saved | None
-) -> list[tuple[_Group, Parts]]:
+async def _built(stack: AsyncExitStack, plan: _Plan) -> list[tuple[_Group, Parts]]:
     """Dataset and model once for all groups that want the same; hooks for each, in directories of their own if many."""
     built: list[tuple[_Group, Parts]] = []
-    for group in groups:
+    rundir, saved = plan.rundir, plan.saved
+    for group in plan.groups:
         config = group.config
-        own = rundir if len(groups) == 1 else RunDir(rundir.path / group.streams[0], rundir.id, rundir.name)
+        own = rundir if len(plan.groups) == 1 else RunDir(rundir.path / group.streams[0], rundir.id, rundir.name)
         same = next((p for g, p in built if (g.config.dataset, g.config.model) == (config.dataset, config.model)), None)
         if same is None:
             parts = await stack.enter_async_context(build(config, own))
@@ -275,13 +260,19 @@ async def _built(
     return built
 
 
-def _evaluator(parts: Parts, saved: Saved | None, rundir: RunDir, progress: str | None, own_rng: bool) -> Engine:
-    hooks = [*with_display(parts.hooks, progress), Recorder(rundir)]
-    engine = engine_of(parts, parts.model, hooks, parts.config.engine.kwargs(), own_rng=own_rng)
+def _evaluator(parts: Parts, plan: _Plan, progress: str | None, own_rng: bool, keeps: bool) -> Engine:
+    hooks = [*with_display(parts.hooks, progress), Recorder(plan.rundir)]
+    settings, model, dataset = parts.config.engine.kwargs(), parts.model, parts.dataset
+    if plan.kept:
+        model.kept, dataset, settings = plan.kept, KeptDataset(plan.kept, dataset), {**settings, **REPLAYED}
+    elif keeps:
+        model = Overheard(model)
+        hooks.insert(0, KeepOutputs(plan.rundir.path / "outputs", model))
+    engine = engine_of(replace(parts, dataset=dataset), model, hooks, settings, own_rng=own_rng)
+    engine.run_info = replace(engine.run_info, dataset=parts.dataset)
     engine.read_only = True
-    if saved is not None:
-        engine.progress.step = saved.step
-        engine.progress.epoch = engine.progress.epochs_done = saved.engine["epochs_done"]
+    engine.progress.step, engine.progress.epochs_done = plan.step_and_epochs
+    engine.progress.epoch = engine.progress.epochs_done
     return engine
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from asyncloop.checkpoint import storage_errors
 from asyncloop.events import (
     AfterEpoch,
     AfterEpochProfile,
@@ -24,6 +25,7 @@ from asyncloop.events import (
 from asyncloop.hook import Hook
 from asyncloop.rundir import RunDir, jsonable, now
 from asyncloop.stats import Timings
+from asyncloop.storage import content_of, storage_errors
 
 __all__ = ["Recorder"]
 
@@ -54,20 +56,34 @@ class Recorder(Hook):
     def before_training(self, event: BeforeTraining) -> None:
         for name in self._lines:
             self._lines[name] = len(self._read(name))
-        if self._resumed and not self._is_told(event.step):  # killed between the checkpoint and this line
-            path = self._rundir.path / "checkpoints" / f"step-{event.step:08d}"
-            self._append("events.jsonl", _entry("checkpoint_saved", event, path=str(path)))
+        if self._resumed:
+            self._tell_of_saved(event)
         self._write(event, {"resumed": True} if self._resumed else {})
 
-    def _is_told(self, step: int) -> bool:
-        """Whether the events say that a checkpoint of this step was saved."""
+    def _tell_of_saved(self, event: BeforeTraining) -> None:
+        """The checkpoint that the run goes on from, and one before it that may have no line: the run ended before it had."""
         events = map(json.loads, self._read("events.jsonl"))
-        return any(event["event"] == "checkpoint_saved" and event["step"] == step for event in events)
+        told = {each["step"] for each in events if each["event"] == "checkpoint_saved"}
+        for epoch, step in (*self._untold_before(event.step), (event.epoch, event.step)):
+            if step not in told:
+                then = replace(event, epoch=epoch, step=step)
+                self._append("events.jsonl", _entry("checkpoint_saved", then, path=str(self._checkpoint(step))))
+
+    def _untold_before(self, step: int) -> list[tuple[int, int]]:
+        """Epoch and step of the checkpoint that was in flight when the hooks' states of this one were taken, if any."""
+        path = self._checkpoint(step) / "manifest.json"
+        with storage_errors("read", path):
+            manifest = json.loads(content_of(path) or b"{}")
+        untold = manifest.get("engine", {}).get("untold")
+        return [] if untold is None else [(untold[0], untold[1])]
+
+    def _checkpoint(self, step: int) -> Path:
+        return self._rundir.path / "checkpoints" / f"step-{step:08d}"
 
     def _read(self, name: str) -> list[bytes]:
         path = self._rundir.path / name
         with storage_errors("read", path):
-            return path.read_bytes().splitlines() if path.exists() else []
+            return (content_of(path) or b"").splitlines()
 
     def before_epoch(self, event: BeforeEpoch) -> None:
         self._rundir.update(state="running", epochs=event.epoch, steps=event.step)

@@ -11,9 +11,9 @@ from typing import Any
 from asyncloop.archive import find_run, flattened
 from asyncloop.checkpoint import Checkpoints, Saved
 from asyncloop.config import Component, Config, dumps
-from asyncloop.errors import ConfigError, NothingToResumeError
-from asyncloop.evaluation import saved_config
+from asyncloop.errors import ConfigError
 from asyncloop.rundir import RunDir
+from asyncloop.saved_config import SavedConfig, check_stored
 
 __all__ = ["Resumption", "changes_between", "prepare", "reopened", "take_over"]
 
@@ -35,6 +35,11 @@ class Resumption:
     saved: Saved | None
     changes: Mapping[str, Sequence[Any]]
     """Dotted key → value before and now, of all that is different."""
+
+    @property
+    def has_other_model(self) -> bool:
+        """Whether [model] is not what the checkpoint was made with, so that its state may not fit."""
+        return any(key.startswith("model.") for key in self.changes)
 
     @property
     def began_with(self) -> str | None:
@@ -89,33 +94,35 @@ def prepare(
 ) -> Resumption:
     """Lock the run, read its config (or `source`) and its checkpoint, and see that the two belong together.
 
+    If the model's class is gone, the checkpoint's `restore_fallback` goes on: recorded as a change, but not refused.
     Blocks, and imports the user's modules. Raises NothingToResumeError, StorageError if another process writes the run,
     CheckpointError, and ConfigError naming each change that would lead elsewhere (`force` lets it).
     """
     path = find_run(run)
-    if not (path / "resolved.toml").is_file():
-        raise NothingToResumeError(f"{path} has no resolved.toml: it was made by an Engine, or never began")
+    check_stored(path)
     rundir, saved = reopened(path, checkpoint, strict)
     try:
-        before = saved_config(path)
-        config = before if source is None and not set else saved_config(path, source, set=set)
-        changes = changes_between(before, config)
-        refused = [] if force else [key for key in changes if _matters(key, before, config)]
+        stored = SavedConfig(path, None if saved is None else saved.engine.get("restore_fallback"))
+        before = stored.load()
+        config = before if source is None and not set else stored.load(source, set=set)
+        steering = changes_between(before.resolved, config.resolved)
+        refused = [] if force else [key for key in steering if _matters(key, before, config)]
         if refused:
             raise ConfigError(
-                *(f"{key} was {_shown(changes[key][0])} and is now {_shown(changes[key][1])}" for key in refused),
+                *(f"{key} was {_shown(steering[key][0])} and is now {_shown(steering[key][1])}" for key in refused),
                 "a resumed run would not go on as it began; take these back, start a new run from its weights "
                 "(--init-from), or let it (--force)",
             )
     except BaseException:
         rundir.close()
         raise
-    return Resumption(config, rundir, saved, changes)
+    values_before = before.resolved if stored.restored is None else stored.values()
+    return Resumption(config, rundir, saved, changes_between(values_before, config.resolved))
 
 
-def changes_between(before: Config, now: Config) -> dict[str, list[Any]]:
-    """Dotted key → values before and now, where the resolved configs differ."""
-    old, new = flattened(before.resolved), flattened(now.resolved)
+def changes_between(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Dotted key → values before and now, where two resolved configs differ."""
+    old, new = flattened(before), flattened(now)
     return {
         key: [old.get(key), new.get(key)] for key in [*old, *(new.keys() - old.keys())] if old.get(key) != new.get(key)
     }

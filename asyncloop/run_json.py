@@ -5,18 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from datetime import datetime
-from pathlib import Path
 from typing import Any, cast
 
-__all__ = ["json_object", "read_record"]
+__all__ = ["json_object", "sound_record"]
 
 
-def read_record(path: Path) -> dict[str, Any]:
+def sound_record(text: bytes) -> dict[str, Any]:
     """What run.json says; nothing at all if it is damaged or something in it is of another kind than it should be."""
-    try:
-        record = json_object((path / "run.json").read_bytes())
-    except OSError:
-        return {}
+    record = json_object(text)
     return record if all(is_sound(record.get(name)) for name, is_sound in _SOUND.items()) else {}
 
 

@@ -26,10 +26,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from asyncloop._version import __version__
-from asyncloop.checkpoint import storage_errors, write_atomically
+from asyncloop.checkpoint import write_atomically
 from asyncloop.errors import ConfigError, StorageError
 from asyncloop.redact import RedactingFormatter, redacted
 from asyncloop.snapshot import copy_code, git_state
+from asyncloop.storage import content_of, entries_of, is_dir, is_there, storage_errors
 
 __all__ = ["LOG_MARK", "RunDir", "current_run", "jsonable", "now"]
 
@@ -64,7 +65,7 @@ class RunDir:
         run_id = uuid.uuid4().hex[:8]
         if exact is not None:
             with storage_errors("look into", exact):
-                taken = exact.exists() and (not exact.is_dir() or any(exact.iterdir()))
+                taken = is_there(exact) and (not is_dir(exact) or any(exact.iterdir()))
             if taken:
                 raise ConfigError(f"the output directory {exact} exists and is not empty; choose another or empty it")
             return cls(exact.absolute(), run_id, name)
@@ -74,7 +75,7 @@ class RunDir:
     def create(self, files: Mapping[str, str], entries: Mapping[str, Any]) -> None:
         """Make the directory with its first files; `entries` join run.json. StorageError with path, cause and remedy."""
         with storage_errors("make the run directory", self.path):
-            self._made = [each for each in (*reversed(self.path.parents), self.path) if not each.exists()]
+            self._made = [each for each in (*reversed(self.path.parents), self.path) if not is_there(each)]
             self.path.mkdir(parents=True, exist_ok=True)
             self._take_lock()
             if any(entry.name != "lock" for entry in self.path.iterdir()):  # somebody was faster
@@ -142,7 +143,7 @@ class RunDir:
         `files` are written anew; `entries` join the record of this resume in run.json. Raises StorageError.
         """
         with storage_errors("bring back to a checkpoint", self.path):
-            for leftover in self.path.glob(".tmp-*"):
+            for leftover in entries_of(self.path, ".tmp-"):
                 leftover.unlink(missing_ok=True)
             if lines is None:
                 self._empty()
@@ -157,16 +158,16 @@ class RunDir:
 
     def _empty(self) -> None:
         """Nothing was saved, so the run begins again: whatever the lost attempt has written goes."""
-        for entry in self.path.iterdir():
+        for entry in entries_of(self.path):
             if entry.name == "log.txt":
                 self._cut_log(None)
             elif entry.name not in _NEVER_CUT:
-                shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+                shutil.rmtree(entry) if is_dir(entry) else entry.unlink()
 
     def _cut(self, name: str, n_lines: int, step: int) -> None:
         """Forget what a file holds behind its first `n_lines` lines, but for events of the checkpoint itself."""
         path = self.path / name
-        there = path.read_bytes().splitlines(keepends=True) if path.exists() else []
+        there = (content_of(path) or b"").splitlines(keepends=True)
         if len(there) < n_lines:
             logger.warning("%s has %d lines and had %d at the checkpoint", path, len(there), n_lines)
         elif there[n_lines:]:
@@ -175,7 +176,7 @@ class RunDir:
     def _cut_log(self, mark: str | None) -> None:
         """Put aside what the log holds behind the last line with the mark: it tells what failed. None: all of it."""
         path = self.path / "log.txt"
-        lines = path.read_text(errors="replace").splitlines(keepends=True) if path.exists() else []
+        lines = (content_of(path) or b"").decode(errors="replace").splitlines(keepends=True)
         marked = (n for n in range(len(lines), 0, -1) if mark is not None and lines[n - 1].rstrip().endswith(mark))
         keep = 0 if mark is None else next(marked, len(lines))
         if lines[keep:]:
@@ -226,8 +227,7 @@ class RunDir:
         """Close the log and give the lock back."""
         if self._log is not None:
             logging.getLogger().removeHandler(self._log)
-            with suppress(OSError):  # what could not be written was told when it was tried
-                self._log.close()
+            self._log.close()
             _log_level.give_back()
             self._log = None
         if self._lock is not None:
@@ -238,15 +238,28 @@ class RunDir:
 class _LogFile(logging.FileHandler):
     """log.txt; a disk that refuses is told once in words, and the run goes on without it."""
 
+    _has_ended = False
+
     def emit(self, record: logging.LogRecord) -> None:
         try:
             super().emit(record)
-        except OSError:  # it is opened with the first record
-            self.handleError(record)
+        except OSError as error:  # it is opened with the first record
+            self._end(error)
 
     def handleError(self, record: logging.LogRecord) -> None:
+        self._end(sys.exc_info()[1])
+
+    def close(self) -> None:
+        try:
+            super().close()
+        except OSError as error:  # some network disks refuse only now what they have taken before
+            self._end(error)
+
+    def _end(self, error: BaseException | None) -> None:
         logging.getLogger().removeHandler(self)
-        logger.warning("log.txt ends here: %s cannot be written: %s", self.baseFilename, sys.exc_info()[1])
+        if not self._has_ended:
+            self._has_ended = True
+            logger.warning("log.txt ends here: %s cannot be written: %s", self.baseFilename, error)
 
 
 class _LogLevel:

@@ -14,6 +14,7 @@ from typing import Any
 import anyio
 
 from asyncloop.cadence import seconds_of
+from asyncloop.checkpoint import load_weights
 from asyncloop.config import Config, load_config
 from asyncloop.engine import Engine, Result
 from asyncloop.errors import ConfigError
@@ -118,6 +119,8 @@ async def _resumed(
     engine = wire(parts, **options)
     if resumption.saved is not None:
         engine.restore(resumption.saved)
+        if resumption.has_other_model:
+            await parts.thread.call(load_weights, parts.model, resumption.saved)  # it may not fit
     elif resumption.began_with is not None:
         await init_weights(parts.model, parts.thread, resumption.began_with)
     await check_names(parts, engine)

@@ -48,6 +48,16 @@ class Capture:
     marker: Marker
 
 
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """Hooks' and generators' states from before what is repeated if a stop interrupts it."""
+
+    marker: Marker
+    rng_states: dict[str, Any] | None
+    untold: tuple[int, int] | None
+    """Epoch and step of a checkpoint in flight: what is told of it comes behind the marker, and is not repeated."""
+
+
 class Saver:
     """Owned by a session; lives on the event loop. `checkpoints` None: there is nowhere to save, and no `writer`."""
 
@@ -71,9 +81,10 @@ class Saver:
         self._model, self._thread, self._bus = model, thread, bus
         self._standing, self._about, self._own_rng = standing, about, own_rng
         self._checks_weights, self._tell, self._on_failure = checks_weights, tell, on_failure
-        self._held: tuple[Marker, dict[str, Any] | None] | None = None
-        """Hooks' and generators' states from before what is repeated if a stop interrupts it."""
+        self._held: _Held | None = None
         self._saving: anyio.Event | None = None
+        self._in_flight: tuple[int, int] | None = None
+        """Epoch and step of the checkpoint that is being written."""
         self._unsaved: list[str] = []
         """Checkpoints that could not be written, in words."""
         self._saved_step = standing.progress.step
@@ -87,7 +98,8 @@ class Saver:
     def hold(self, epoch: EpochRecord) -> None:
         """From here on a stop saves what hooks and generators are now: what comes is repeated by a resume."""
         if self._checkpoints is not None:
-            self._held = self._bus.mark(epoch.logged_by), rng.capture() if self._own_rng else None
+            rng_states = rng.capture() if self._own_rng else None
+            self._held = _Held(self._bus.mark(epoch.logged_by), rng_states, self._in_flight)
 
     def let_go(self) -> None:
         """What was held back is done, so it is not repeated any more."""
@@ -114,17 +126,19 @@ class Saver:
         """The state as it is now, or as it was before what a resume repeats. `last` is what the run may have ended with."""
         if self._checkpoints is None:
             raise CheckpointError("a checkpoint was asked for, but this engine has no output_dir, or only evaluates")
-        marker, rng_states = self._held or (None, None)
+        held = self._held
         step = self._standing.progress.step
 
         def place() -> dict[str, Any]:
             own = {} if epoch is None else epoch.state_dict()
             return {**own, "metrics": savable(self._standing.metrics), "last": {} if last is None else last_state(last)}
 
-        record = self._record(rng_states, epoch is not None and epoch.is_ending, failure)
+        record = self._record(held, epoch is not None and epoch.is_ending, failure)
         await self.written()  # what was saved before is told before the marker
+        if held is not None and held.untold is not None and not self._unsaved:
+            record["untold"] = held.untold
         logger.info(LOG_MARK, step, extra={"log_only": True})
-        marker = marker or self._bus.mark(None if epoch is None else epoch.logged_by)
+        marker = held.marker if held else self._bus.mark(None if epoch is None else epoch.logged_by)
         model, kept = await self._thread.call(lambda: (copy_state(self._model.state_dict()), copy_state(place())))
         self._saved_step = step
         return Capture(step, model, kept, record, marker)
@@ -132,6 +146,7 @@ class Saver:
     def commit(self, capture: Capture, requests: list[PendingCheckpoint]) -> None:
         """Write what was captured in the background; one checkpoint serves all `requests`."""
         self._saving = anyio.Event()
+        self._in_flight = capture.record["epoch"], capture.step
         self._tasks.start_soon(self._write, capture, requests, self._saving)
 
     async def written(self) -> None:
@@ -139,13 +154,11 @@ class Saver:
         if self._saving is not None:
             await self._saving.wait()
 
-    def _record(
-        self, rng_states: dict[str, Any] | None, is_ending: bool, failure: BaseException | None
-    ) -> dict[str, Any]:
+    def _record(self, held: _Held | None, is_ending: bool, failure: BaseException | None) -> dict[str, Any]:
         """What the engine itself needs to go on from a checkpoint."""
         record = {**self._standing.state_dict(epoch_is_ending=is_ending), **self._about}
         if self._own_rng:
-            record["rng"] = rng_states or rng.capture()
+            record["rng"] = (held and held.rng_states) or rng.capture()
         if failure is not None:
             record["after_failure"] = redacted(f"{type(failure).__name__}: {failure}")
         return record
@@ -174,6 +187,7 @@ class Saver:
                     request.resolve(path)
                 self._tell(capture.record["epoch"], step, path)
             finally:
+                self._in_flight = None
                 saving.set()
 
     def _lost_before(self, capture: Capture, hooks: Mapping[str, Any]) -> list[str]:

@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 
 from asyncloop.redact import redacted
+from asyncloop.storage import clear_away
 
 __all__ = ["copy_code", "git_state"]
 
@@ -36,7 +37,7 @@ Refusal = Callable[[str, OSError], None]
 def copy_code(folder: Path, target: Path, run_dir: Path) -> None:
     """Copy the .py and .toml files below `folder` to `target`, the nearest first, at most 500 files and 10 MiB.
 
-    Never raises: one warning says what is missing.
+    Never raises: a warning says how many are missing, and which of them first.
     """
     refused: list[str] = []
 
@@ -58,26 +59,20 @@ def copy_code(folder: Path, target: Path, run_dir: Path) -> None:
 def _size(path: str) -> int:
     try:
         return os.stat(path).st_size
-    except OSError:  # gone; the copy tells
+    except OSError:  # the copy tells
         return 0
 
 
 def _copy(path: str, copy: Path, refuse: Refusal) -> None:
+    at = path
     try:
+        text = Path(path).read_bytes().decode(errors="surrogateescape")
+        at = str(copy)
         copy.parent.mkdir(parents=True, exist_ok=True)
-        content = Path(path).read_bytes()
-        text = content.decode(errors="surrogateescape")
         copy.write_bytes(redacted(text).encode(errors="surrogateescape"))
     except OSError as error:
-        refuse(path, error)
-        _remove(copy)
-
-
-def _remove(copy: Path) -> None:
-    try:
-        copy.unlink(missing_ok=True)
-    except OSError:
-        logger.debug("%s is part of a file", copy)
+        refuse(at, error)
+        clear_away(copy)  # it may be part of a file
 
 
 def _code_below(folder: str, run_dir: str, refuse: Refusal) -> Iterator[str]:

@@ -10,6 +10,8 @@ from typing import Any, Protocol
 
 __all__ = ["MetricSink", "Timings", "WeightedMeans", "log", "metric_sink"]
 
+_NONE: deque[float] = deque(maxlen=0)
+
 
 class Timings:
     """Durations in seconds: exact count, total, least and most, and the last 1024 of them (iterating gives those)."""
@@ -45,6 +47,13 @@ class Timings:
         self.total += other.total
         self.min, self.max = min(self.min, other.min), max(self.max, other.max)
         self.recent.extend(other.recent)
+
+    def in_brief(self) -> Timings:
+        """The same without the durations themselves, which take some 30 KiB."""
+        brief = Timings.__new__(Timings)
+        brief.count, brief.total, brief.min, brief.max = self.count, self.total, self.min, self.max
+        brief.recent = _NONE
+        return brief
 
     @property
     def mean(self) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import shutil
 import sys
 import textwrap
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 
 import asyncloop
 from asyncloop import CheckpointError, ConfigError, ModelError, NothingToResumeError
+from asyncloop.checkpoint import Checkpoints
 from asyncloop.evaluation import open_evaluation
 
 PARTS = """
@@ -103,7 +105,9 @@ async def test_an_evaluation_leaves_the_run_as_it_was_and_writes_below_it(run: P
     assert live.dir.parent == run / "eval"
     record = json.loads((live.dir / "run.json").read_text())
     assert (record["state"], record["exit_code"], record["reason"]) == ("completed", 0, "evaluated valid, train")
-    assert record["evaluation"] == {"run": str(run), "checkpoint": "step-00000006", "streams": ["valid", "train"]}
+    weights = Checkpoints(run / "checkpoints").fingerprint("step-00000006")
+    about = {"run": str(run), "checkpoint": "step-00000006", "streams": ["valid", "train"], "weights": weights}
+    assert record["evaluation"] == about
     assert record["metrics"] == result.metrics
     lines = [json.loads(line) for line in (live.dir / "metrics.jsonl").read_text().splitlines()]
     assert [(line["stream"], line["step"], line["epoch"]) for line in lines] == [("valid", 6, 2), ("train", 6, 2)]
@@ -185,6 +189,22 @@ async def test_a_run_begins_with_the_weights_of_another_and_counters_at_zero(run
     assert live.dir is not None
     record = json.loads((live.dir / "run.json").read_text())
     assert record["init_from"] == {"checkpoint": str(run / "checkpoints/step-00000003"), "step": 3}
+
+
+@pytest.mark.anyio
+async def test_a_run_whose_classes_are_gone_can_still_give_its_weights(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = run.parent.parent
+    (folder / "evaluated_parts.py").rename(folder / "other_parts.py")
+    shutil.rmtree(run / "code")
+    monkeypatch.delitem(sys.modules, "evaluated_parts")
+    (folder / "cfg.toml").write_text(CONFIG.replace("evaluated_parts", "other_parts"))
+    async with asyncloop.open_run("cfg.toml", init_from=f"{run}:3", set={"engine.epochs": 1}) as live:
+        result = await live
+    assert result.metrics["valid"]["steps"] == 6.0
+    assert "evaluated_parts" not in sys.modules
+    sys.modules.pop("other_parts")
 
 
 @pytest.mark.anyio

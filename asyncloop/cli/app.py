@@ -185,6 +185,13 @@ def evaluate(
     watch: Annotated[
         bool, typer.Option("--watch", help="Evaluate each checkpoint once, as it comes, until the run is over.")
     ] = False,
+    keep_outputs: Annotated[
+        bool, typer.Option("--keep-outputs", help="Also keep the batches and outputs on disk, for --callbacks-only.")
+    ] = False,
+    callbacks_only: Annotated[
+        bool,
+        typer.Option("--callbacks-only", help="Run the hooks over the outputs that were kept last, without the model."),
+    ] = False,
     set: Overrides = None,
     progress: Progress = "auto",
     output_dir: OutputDir = None,
@@ -192,21 +199,22 @@ def evaluate(
 ) -> None:
     """Evaluate streams of a saved run, each as its own eval section of the config says. Never trains, never saves.
 
-    Results go to a directory under the run's eval/. Exit codes as for `run`; 5: there is no such run.
+    Results go to a directory under the run's eval/. Exit codes as for `run`; 5: there is no such run, or nothing kept.
     """
     from asyncloop.cli.running import evaluate_run, watch_run
 
     *streams, run = streams_and_run
     if not streams:
         raise typer.BadParameter("name at least one stream before the run, e.g. `asyncloop eval valid latest`")
-    options: dict[str, Any] = {"config": config, "progress": progress, "as_json": as_json}
+    options: dict[str, Any] = {"config": config, "progress": progress, "as_json": as_json, "keep_outputs": keep_outputs}
     if watch:
-        if checkpoint != "latest" or output_dir is not None:
+        if checkpoint != "latest" or output_dir is not None or callbacks_only:
             raise typer.BadParameter(
-                "--watch takes every checkpoint, each with a directory: no --checkpoint, --output-dir"
+                "--watch takes every checkpoint, each with a directory: no --checkpoint, --output-dir, --callbacks-only"
             )
         raise typer.Exit(watch_run(streams, run, set or [], **options))
-    raise typer.Exit(evaluate_run(streams, run, set or [], checkpoint=checkpoint, output_dir=output_dir, **options))
+    options |= {"checkpoint": checkpoint, "output_dir": output_dir, "callbacks_only": callbacks_only}
+    raise typer.Exit(evaluate_run(streams, run, set or [], **options))
 
 
 @app.command()

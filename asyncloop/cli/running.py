@@ -76,7 +76,10 @@ def _nothing_to_do(saved: SavedRun, *, as_json: bool) -> int:
         counters = {"epochs": saved.epochs, "steps": saved.steps, "metrics": saved.metrics}
         _print_object(saved.id, str(saved.path.absolute()), saved.state, reason, 0, counters)
     else:
-        complain("nothing to do: this run is finished; --set engine.epochs=… gives it more")
+        more = (
+            "--set engine.epochs=… gives it more" if saved.config else "the program that made its Engine gives it more"
+        )
+        complain(f"nothing to do: this run is finished; {more}")
         _print_words(f"{saved.state}: {reason}", str(saved.path.absolute()), saved.metrics)
     return 0
 

@@ -266,7 +266,7 @@ class TorchModel:
         found: dict[str, Any] = {}
         for name, value in parts[0][1].items():
             if _is_scalar(value):
-                found[name] = _scalar(value if len(parts) == 1 else sum(own[name] * share for share, own in parts))
+                found[name] = _scalar(value) if len(parts) == 1 else sum(_scalar(own[name]) * n for n, own in parts)
             else:
                 found[name] = partial(_joined, [outputs[name] for _, outputs in parts])
         return found

@@ -24,6 +24,7 @@ def test_a_wrong_call_is_told_with_an_example(asyncloop):
     for call, words in (
         ("eval latest", "name at least one stream before the run"),
         ("eval test latest --watch --checkpoint 3", "no --checkpoint, --output-dir"),
+        ("eval test latest --watch --callbacks-only", "--callbacks-only"),
     ):
         code, _, err = asyncloop(call)
         assert code == 2
@@ -48,3 +49,24 @@ def test_watching_evaluates_each_checkpoint_once_while_the_run_goes_on_and_ends_
     assert evaluated(only_run()) == both
     assert asyncloop("eval train latest --watch --progress none")[0] == 0
     assert len(evaluated(only_run())) == 4
+
+
+def test_hooks_run_once_more_over_outputs_that_were_kept(asyncloop, project: Path, only_run):
+    with open(project / "cfg.toml", "a") as cfg:
+        cfg.write('[[eval.test.hooks]]\nclass = "WriteJSONL"\n')
+    assert asyncloop("run cfg.toml --progress none")[0] == 0
+    code, _, err = asyncloop("eval test latest --progress none --callbacks-only")
+    assert code == 5
+    assert (
+        f"keep them first: asyncloop eval test {Path('runs') / only_run().name} --checkpoint latest --keep-outputs"
+        in err
+    )
+    first = json.loads(asyncloop("eval test latest --json --progress none --keep-outputs")[1])
+    again = json.loads(asyncloop("eval test latest --json --progress none --callbacks-only --set model.fails=key")[1])
+    for key in ("state", "exit_code", "epochs", "steps", "metrics"):
+        assert again[key] == first[key]
+    lines = [(Path(each["dir"]) / "batches.jsonl").read_text() for each in (first, again)]
+    assert lines[0] == lines[1] != ""
+    code, _, err = asyncloop("eval test latest --progress none --callbacks-only --keep-outputs")
+    assert code == 2
+    assert "without callbacks_only" in err

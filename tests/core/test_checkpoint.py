@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import gc
 import json
 import os
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ STATE: dict[str, Any] = {
     "odd": {"complex": np.array([1 + 2j]), "text": np.array(["a", "bc"]), "empty": np.zeros((0, 4))},
     "rng": {"state": 2**127 + 5, "name": "PCG64", "none": None, "nan": float("nan"), "flag": True},
     "slots": {0: [1, 2.5, np.arange(3)], 1: []},
+    "alike": {"a": {"b": np.zeros(2)}, "a/b": np.ones(3), 7: np.zeros(1), "7": np.ones(1)},
 }
 EMPTY: dict[str, Any] = {"model": {}, "hooks": {}}
 
@@ -43,6 +46,18 @@ def test_the_same_state_gives_the_same_bytes(tmp_path: Path) -> None:
         Checkpoints(tmp_path / name).write(1, {"model": copy_state(STATE), "hooks": {}}, {}, [])
     for file in (tmp_path / "one" / "step-00000001").iterdir():
         assert file.read_bytes() == (tmp_path / "two" / "step-00000001" / file.name).read_bytes()
+
+
+def test_what_was_written_is_freed_at_once(tmp_path: Path) -> None:
+    state = copy_state({"w": np.zeros(1000), "more": [{"deep": np.ones(3)}]})
+    freed = weakref.ref(state["w"])
+    gc.disable()
+    try:
+        Checkpoints(tmp_path).write(1, {"model": state, "hooks": {}}, {}, [])
+        del state
+        assert freed() is None
+    finally:
+        gc.enable()
 
 
 def test_a_copy_is_out_of_reach_of_later_updates() -> None:

@@ -217,7 +217,7 @@ def outcome(run: Path) -> dict[str, Any]:
     """All of a finished run that must not depend on where it was stopped: weights, optimizer, metrics, every id."""
     saved = Checkpoints(run / "checkpoints").read()
     record = json.loads((run / "run.json").read_text())
-    files = {name: (run / name).read_text() for name in ("batches.jsonl", "training.csv")}
+    files = {name: (run / name).read_text() for name in ("batches.jsonl", "sparse.jsonl", "training.csv")}
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
     hooks = {name: state for name, state in saved.hooks.items() if name != "Recorder"}

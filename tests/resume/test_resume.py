@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +196,146 @@ async def test_one_run_has_one_writer_and_a_killed_one_does_not_block(stopped: P
             await run_to_end(resume=stopped)
         holder.kill()
     await run_to_end(resume=stopped)
+
+
+# --- a class that is gone -----------------------------------------------------------------------------------------
+
+OLD = """
+from asyncloop.models import MLP
+
+class Old(MLP):
+    restore_fallback = "FALLBACK"
+    def __init__(self, flavour: str = "sweet", **arguments):
+        super().__init__(**arguments)
+"""
+
+REFUSES = """
+class Refuses:
+    input_names, output_names = ("x", "label"), ("loss",)
+    def __init__(self, n_inputs: int):
+        pass
+    def run(self, batch, *, train, stream):
+        return {"loss": 1.0}
+    def state_dict(self):
+        return {}
+    def load_state_dict(self, state):
+        raise ValueError("that is no state of mine")
+"""
+
+
+def contents(run: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+def forget(project: Path, run: Path, module: str = "old_models") -> None:
+    """The module is gone, and the run's own copy of it."""
+    (project / f"{module}.py").unlink()
+    (run / "code" / f"{module}.py").unlink()
+    sys.modules.pop(module)
+
+
+@pytest.fixture
+async def orphan(project: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Path:
+    """A run stopped after step 10, whose model's class is gone. The parameter is the fallback that it named."""
+    fallback = getattr(request, "param", "asyncloop.models:MLP")
+    (project / "old_models.py").write_text(OLD.replace("FALLBACK", fallback))
+    (project / "fallbacks.py").write_text(REFUSES)
+    config = (project / "cfg.toml").read_text()
+    (project / "cfg.toml").write_text(config.replace("asyncloop.models:MLP", "old_models:Old"))
+    monkeypatch.setenv("STOP_AT", "10")
+    run = await run_to_end(source="cfg.toml")
+    monkeypatch.delenv("STOP_AT")
+    (project / "cfg.toml").write_text(config)
+    forget(project, run)
+    return run
+
+
+async def test_a_run_whose_models_class_is_gone_goes_on_with_its_fallback(
+    orphan: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = outcome(await run_to_end(source="cfg.toml"))
+    caplog.clear()
+    await run_to_end(resume=orphan)
+    assert outcome(orphan) == whole
+    told = [line for line in caplog.messages if "is gone" in line]
+    assert len(told) == 1
+    assert "old_models:Old is gone; restored as asyncloop.models:MLP without flavour" in told[0]
+    changes = json.loads((orphan / "run.json").read_text())["resumes"][0]["changes"]
+    assert changes["model.class"] == ["old_models:Old", "asyncloop.models:MLP"]
+    assert changes["model.flavour"] == ["sweet", None]
+    assert {key.partition(".")[0] for key in changes} == {"model"}
+    resolved = tomllib.loads((orphan / "resolved.toml").read_text())
+    assert (resolved["model"]["class"], "flavour" in resolved["model"]) == ("asyncloop.models:MLP", False)
+
+
+async def test_afterwards_it_is_a_run_of_that_class(orphan: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STOP_AT", "14")
+    await run_to_end(resume=orphan)
+    monkeypatch.delenv("STOP_AT")
+    await run_to_end(resume=orphan, set={"engine.epochs": 4})
+    resumes = json.loads((orphan / "run.json").read_text())["resumes"]
+    assert resumes[1]["changes"] == {"engine.epochs": [3, 4]}
+    assert type(asyncloop.load_model(orphan)).__name__ == "MLP"
+
+
+async def test_what_else_would_lead_elsewhere_is_refused_all_the_same(
+    orphan: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = contents(orphan)
+    with pytest.raises(ConfigError, match="model.lr was .* and is now 0.5") as told:
+        await run_to_end(resume=orphan, set={"model.lr": 0.5})
+    assert "model.class" not in str(told.value)
+    assert contents(orphan) == before
+    assert len([line for line in caplog.messages if "is gone" in line]) == 1
+
+
+async def test_a_class_that_has_moved_can_be_given_by_force_with_all_its_arguments(orphan: Path, project: Path) -> None:
+    (project / "new_models.py").write_text(OLD)
+    moved = {"model.class": "new_models:Old"}
+    with pytest.raises(ConfigError, match="model.class was .* and is now 'new_models:Old'"):
+        await run_to_end(resume=orphan, set=moved)
+    await run_to_end(resume=orphan, set=moved, force=True)
+    assert json.loads((orphan / "run.json").read_text())["resumes"][0]["changes"] == {
+        "model.class": ["old_models:Old", "new_models:Old"]
+    }
+    sys.modules.pop("new_models")
+
+
+@pytest.mark.parametrize("orphan", ["fallbacks:Refuses"], indirect=True)
+async def test_a_fallback_that_cannot_load_the_state_is_told_before_anything_is_changed(orphan: Path) -> None:
+    before = contents(orphan)
+    with pytest.raises(ValueError, match="no state of mine") as told:
+        await run_to_end(resume=orphan)
+    assert any("loading the weights of" in note for note in told.value.__notes__)
+    assert contents(orphan) == before
+    sys.modules.pop("fallbacks")
+
+
+async def test_a_forced_model_that_cannot_load_the_state_is_told_before_anything_is_changed(stopped: Path) -> None:
+    before = contents(stopped)
+    with pytest.raises(asyncloop.ModelError):
+        await run_to_end(resume=stopped, set={"model.hidden": [7]}, force=True)
+    assert contents(stopped) == before
+    await run_to_end(resume=stopped)
+
+
+@pytest.mark.parametrize("orphan", ["fallbacks:Gone"], indirect=True)
+async def test_a_fallback_that_is_gone_as_well_is_noted_and_nothing_is_changed(orphan: Path) -> None:
+    before = contents(orphan)
+    with pytest.raises(ConfigError, match="there is no module `old_models`") as told:
+        await run_to_end(resume=orphan)
+    assert any("restore_fallback cannot be imported either" in note for note in told.value.__notes__)
+    assert contents(orphan) == before
+
+
+async def test_a_run_of_an_engine_is_told_how_to_go_on_without_a_config(tmp_path: Path) -> None:
+    engine = Engine(Counting(), Arrays(4), epochs=1)
+    async with asyncloop.open_run(engine=engine, output_dir=tmp_path / "run") as live:
+        await live
+    with pytest.raises(
+        NothingToResumeError, match=r"an Engine in Python.*open_run\(engine=Engine\(…\), resume='.*run'\)"
+    ):
+        await run_to_end(resume=tmp_path / "run")
 
 
 # --- damage -------------------------------------------------------------------------------------------------------

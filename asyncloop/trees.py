@@ -1,0 +1,156 @@
+"""Trees on disk: nested mappings and lists of arrays and plain values as JSON and as arrays in the safetensors format.
+
+What JSON cannot hold stands in it as a reference to an array. Read without running any code.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import safetensors as library
+
+from asyncloop.errors import CheckpointError
+
+__all__ = ["Buffer", "RawTensor", "decoded", "encoded", "read_safetensors", "safetensors"]
+
+_SAFETENSORS_NAMES = {
+    **{
+        f"{kind}{bits}": f"{letter}{bits}" for kind, letter in (("int", "I"), ("uint", "U")) for bits in (8, 16, 32, 64)
+    },
+    **{f"float{bits}": f"F{bits}" for bits in (16, 32, 64)},
+    "bool": "BOOL",
+}
+"""What the format has a name for; other arrays are stored as bytes, with their dtype in the JSON."""
+
+_TORCH_NAMES = {"bfloat16": "BF16", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2"}
+"""What it has a name for and numpy has not."""
+
+_NUMPY_NAMES = {kind: name for name, kind in _SAFETENSORS_NAMES.items()}
+
+Array = np.ndarray[Any, Any]
+Buffer = bytes | memoryview
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RawTensor:
+    """A tensor of PyTorch's whose dtype numpy does not have, as its bytes (uint8, flat)."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    raw: Array
+
+    @classmethod
+    def of(cls, tensor: Any) -> RawTensor:
+        """A copy of a tensor, on whatever device."""
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        raw = flat.view(importlib.import_module("torch").uint8).numpy().copy()
+        return cls(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), raw)
+
+    @property
+    def nbytes(self) -> int:
+        return self.raw.nbytes
+
+    def tensor(self) -> Any:
+        """As a tensor that shares these bytes. CheckpointError without PyTorch."""
+        try:
+            torch: Any = importlib.import_module("torch")
+        except ModuleNotFoundError:
+            raise CheckpointError(
+                f"a {self.dtype} array can be read with PyTorch only, which is not installed"
+            ) from None
+        return torch.from_numpy(self.raw).view(getattr(torch, self.dtype)).reshape(self.shape)
+
+
+def encoded(tree: Any) -> tuple[Any, dict[str, Array | RawTensor]]:
+    """A tree as JSON with references to its arrays, and the arrays by path."""
+    arrays: dict[str, Array | RawTensor] = {}
+    return _encoded(tree, "", arrays), arrays
+
+
+def _encoded(value: Any, path: str, arrays: dict[str, Array | RawTensor]) -> Any:
+    """No function inside `encoded`: one that calls itself would keep the arrays alive until the garbage is collected."""
+    if isinstance(value, np.ndarray | np.generic | RawTensor):
+        return _reference(cast(Any, value), path, arrays)
+    if isinstance(value, Mapping):
+        items = cast("Mapping[Any, Any]", value).items()
+        return {"items": [[key, _encoded(part, f"{path}/{key}" if path else str(key), arrays)] for key, part in items]}
+    if isinstance(value, list):
+        return [_encoded(part, f"{path}/{i}", arrays) for i, part in enumerate(cast("list[Any]", value))]
+    return value
+
+
+def _reference(
+    value: Array | np.generic[Any] | RawTensor, path: str, arrays: dict[str, Array | RawTensor]
+) -> dict[str, Any]:
+    while path in arrays:  # "a/b" beside "a" with a "b" in it
+        path += "+"
+    if isinstance(value, RawTensor):
+        arrays[path] = value if value.dtype in _TORCH_NAMES else value.raw
+        return {"array": path, "torch": value.dtype, "shape": list(value.shape)}
+    array: Array = np.asarray(value)
+    entry: dict[str, Any] = {"array": path, **({"scalar": True} if isinstance(value, np.generic) else {})}
+    if array.dtype.name not in _SAFETENSORS_NAMES or array.dtype.byteorder == ">":
+        if array.dtype.hasobject:
+            raise CheckpointError(f"the array {path!r} holds Python objects and cannot be saved")
+        entry |= {"dtype": array.dtype.str, "shape": list(array.shape)}
+        array = np.frombuffer(array.tobytes(), dtype=np.uint8)
+    arrays[path] = array
+    return entry
+
+
+def decoded(tree: Any, arrays: Mapping[str, Array]) -> Any:
+    """The tree that `encoded` was given; what numpy has no dtype for as tensors. `arrays` are those read back."""
+    if isinstance(tree, dict):
+        entry = cast("dict[str, Any]", tree)
+        if "array" not in entry:
+            return {key: decoded(part, arrays) for key, part in entry["items"]}
+        array = arrays[entry["array"]]
+        if "torch" in entry:
+            return RawTensor(entry["torch"], tuple(entry["shape"]), array.copy()).tensor()
+        if "dtype" in entry:
+            raw: Any = np.frombuffer(array.tobytes(), dtype=np.dtype(entry["dtype"]))
+            array = raw.reshape(entry["shape"]).copy()
+        return array[()] if "scalar" in entry else array
+    if isinstance(tree, list):
+        return [decoded(part, arrays) for part in cast("list[Any]", tree)]
+    return tree
+
+
+def safetensors(arrays: Mapping[str, Array | RawTensor]) -> list[Buffer]:
+    """A file of the safetensors format, in parts: the arrays themselves, for a copy of them would hold everybody up.
+
+    Its library reads it; it lays arrays out by falling item size and name, so that each is aligned.
+    """
+    header: dict[str, Any] = {}
+    buffers: list[Buffer] = []
+    end = 0
+    for name, array in sorted(arrays.items(), key=lambda item: (-_item_size(item[1]), item[0])):
+        begin, end = end, end + array.nbytes
+        is_raw = isinstance(array, RawTensor)
+        kind = _TORCH_NAMES[array.dtype] if is_raw else _SAFETENSORS_NAMES[array.dtype.name]
+        header[name] = {"dtype": kind, "shape": list(array.shape), "data_offsets": [begin, end]}
+        buffers.append((array.raw if is_raw else np.ascontiguousarray(array).reshape(-1).view(np.uint8)).data)
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return [len(text).to_bytes(8, "little") + text, *buffers]
+
+
+def _item_size(array: Array | RawTensor) -> int:
+    if not isinstance(array, RawTensor):
+        return array.dtype.itemsize
+    return 2 if array.dtype == "bfloat16" else 1
+
+
+def read_safetensors(content: bytes) -> dict[str, Array]:
+    """The arrays of a file; those of a dtype that numpy lacks as their bytes (uint8, flat). Raises SafetensorError."""
+    found: dict[str, Array] = {}
+    for name, entry in cast(Any, library).deserialize(content):
+        raw: Array = np.frombuffer(entry["data"], dtype=np.uint8)
+        kind = _NUMPY_NAMES.get(entry["dtype"])
+        found[name] = raw if kind is None else raw.view(kind).reshape(entry["shape"])
+    return found
