@@ -107,7 +107,7 @@ _ROOMS = {
     "control": "Control",
     "engine": "Engine Result",
     "errors": "AsyncloopError CheckpointError ConfigError DataError HookError ModelError NonFiniteError "
-    "NothingToResumeError StalledError StopTraining StorageError UsageError",
+    "NothingToResumeError PeerError StalledError StopTraining StorageError UsageError",
     "events": "AfterBatch AfterEpoch AfterEpochProfile AfterEvaluation AfterTraining BeforeBatch BeforeEpoch "
     "BeforeTraining CheckpointSaved EpochData Event OnException ParameterChanged Paused Resumed",
     "evaluation": "load_model",

@@ -9,7 +9,7 @@ import numpy as np
 
 from asyncloop.errors import DataError
 
-__all__ = ["Batch", "Cursor", "StagedBatch", "as_batch", "n_examples_of", "nbytes_of"]
+__all__ = ["Batch", "Cursor", "Portion", "RunBatch", "as_batch", "n_examples_of", "nbytes_of", "run_batch"]
 
 Batch: TypeAlias = Mapping[str, Any]
 """Source name → array-like whose axis 0 is the example axis. Nobody changes a batch after it was produced."""
@@ -18,19 +18,50 @@ Cursor: TypeAlias = "bool | int | float | str | list[Cursor] | dict[str, Cursor]
 """The position of a stream right after a batch: a small JSON value that only the stream understands."""
 
 
-class StagedBatch(dict[str, Any]):
-    """A batch with what its model has made of it ahead of the step. Whoever runs it takes that out."""
+class Portion:
+    """One process's portion of a batch (or of the indices of one) that several share out among them.
 
-    __slots__ = ("_staged",)
+    `n_own` of its examples count: none if a batch had too few for all, and this one has an example just to take part.
+    """
 
-    def __init__(self, batch: Batch, staged: Any) -> None:
+    __slots__ = ("n_all", "n_own", "value")
+
+    def __init__(self, value: Any, n_own: int, n_all: int) -> None:
+        self.value, self.n_own, self.n_all = value, n_own, n_all
+
+    def of(self, value: Any) -> Portion:
+        """The same portion, after something was done to it."""
+        return Portion(value, self.n_own, self.n_all)
+
+
+class RunBatch(dict[str, Any]):
+    """A batch on its way to the model, with what travels with it.
+
+    `n_own` and `n_all`: how many of its examples count here, and in all processes together (None: it is whole).
+    """
+
+    __slots__ = ("_staged", "n_all", "n_own")
+
+    def __init__(self, batch: Batch, staged: Any = None, n_own: int | None = None, n_all: int | None = None) -> None:
         super().__init__(batch)
-        self._staged = staged
+        self._staged, self.n_own, self.n_all = staged, n_own, n_all
 
     def take(self) -> Any:
-        """What was prepared, once; then None, so that hooks that keep the batch do not keep that, too."""
+        """What the model has made of it ahead of the step, once; then None, so that who keeps the batch keeps not that."""
         staged, self._staged = self._staged, None
         return staged
+
+    def with_sources(self, sources: Batch) -> RunBatch:
+        """The same portion with other sources."""
+        return RunBatch(sources, None, self.n_own, self.n_all)
+
+
+def run_batch(value: Any) -> Any:
+    """What a stream gave, as the model gets it."""
+    if not isinstance(value, Portion):
+        return value
+    batch = value.value
+    return RunBatch(cast(Batch, batch), None, value.n_own, value.n_all) if isinstance(batch, Mapping) else batch
 
 
 def as_batch(value: object, stream: str, index: int) -> Batch:

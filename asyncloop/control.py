@@ -81,35 +81,29 @@ class Control:
         self._wishes = _Wishes()
         self._wake: Callable[[], None] = _nobody
         self._over = False
+        self._pending: dict[int, PendingCheckpoint] = {}
+        """Checkpoints that were asked for here and are not taken up yet."""
+        self._noted: list[list[Any]] | None = None
+        """Wishes that wait for other processes; None: there are no others."""
 
     def pause(self) -> None:
         """Wait after the step under way until `resume`; the model stays, producers fill their buffers and wait."""
-        self.paused = True
-        self.attract()
+        self._ask("pause")
 
     def resume(self) -> None:
-        self.paused = False
-        self.attract()
+        self._ask("resume")
 
     def stop(self, reason: str = "stopped by request") -> None:
         """End after the step under way: hooks catch up, the state is saved. The first reason given stays."""
-        with self._lock:
-            if self.stop_reason is None:
-                self.stop_reason = reason
-        self.attract()
+        self._ask("stop", reason)
 
     def abort(self, reason: str = "aborted by request") -> None:
         """End after the step under way without saving and without waiting for the hooks' backlog."""
-        with self._lock:
-            self.aborted = True
-            self.stop_reason = reason
-        self.attract()
+        self._ask("abort", reason)
 
     def evaluate(self, *streams: str) -> None:
         """Evaluate these streams (none given: the extra streams) after the step under way."""
-        with self._lock:
-            self._wishes.evaluations.append(streams)
-        self.attract()
+        self._ask("evaluate", *streams)
 
     def set(self, name: str, value: Any) -> None:
         """Change a parameter that the model's `live` names; ConfigError at once for an unknown name or a wrong type."""
@@ -123,9 +117,7 @@ class Control:
             value = float(value)
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise ConfigError(f"live parameter {name!r} is a {kind.__name__}, not {value!r}")
-        with self._lock:
-            self._wishes.changes[name] = value
-        self.attract()
+        self._ask("set", name, value)
 
     def checkpoint(self, claim: Claim | None = None) -> PendingCheckpoint:
         """Ask for a checkpoint of the step under way; awaiting the result gives its path.
@@ -134,12 +126,41 @@ class Control:
         """
         pending = PendingCheckpoint(claim or Claim())
         with self._lock:
-            if not self._over:
-                self._wishes.checkpoints.append(pending)
-        if self._over:
+            is_over = self._over
+            if not is_over:
+                self._pending[id(pending)] = pending
+        if is_over:
             pending.resolve(None, UsageError("the run ended before this checkpoint was taken"))
-        self.attract()
+        else:
+            own = pending.claim
+            self._ask("checkpoint", own.owner, own.keep, own.pointer, id(pending))
         return pending
+
+    def _ask(self, verb: str, *args: Any) -> None:
+        """Take a wish up, or note it for all processes to agree on; then have the engine look. Thread-safe."""
+        with self._lock:
+            if self._noted is None:
+                self._take_up(verb, *args)
+            else:
+                self._noted.append([verb, *args])
+        self.attract()
+
+    def _take_up(self, verb: str, *args: Any) -> None:
+        """Under the lock."""
+        if verb in ("pause", "resume"):
+            self.paused = verb == "pause"
+        elif verb == "stop":
+            self.stop_reason = args[0] if self.stop_reason is None else self.stop_reason
+        elif verb == "abort":
+            self.aborted, self.stop_reason = True, args[0]
+        elif verb == "evaluate":
+            self._wishes.evaluations.append(args)
+        elif verb == "set":
+            self._wishes.changes[args[0]] = args[1]
+        elif verb == "checkpoint":
+            owner, keep, pointer, key = args
+            own = self._pending.pop(key, None)  # None: of another process
+            self._wishes.checkpoints.append(own or PendingCheckpoint(Claim(owner, keep, pointer)))
 
     # --- the engine's side --------------------------------------------------------------------------------------
 
@@ -149,15 +170,38 @@ class Control:
         self._wake = wake
         self._over = False
 
+    def share(self) -> None:
+        """From now on wishes are only noted, until all processes that train together have agreed on them."""
+        self._noted = []
+
+    def take_noted(self) -> list[list[Any]]:
+        """What was asked of this process since the last time, as JSON."""
+        with self._lock:
+            noted, self._noted = self._noted or [], []
+        return noted
+
+    def agree_on(self, wishes: list[list[Any]], own: bool) -> None:
+        """Take up what a process was asked; keys of pending checkpoints mean something to the `own` only."""
+        with self._lock:
+            for verb, *args in wishes:
+                if verb == "checkpoint" and not own:
+                    args[-1] = None
+                self._take_up(verb, *args)
+
     def attract(self) -> None:
-        """Make the model thread return to the engine after the step under way. Thread-safe."""
-        self.pending = True
+        """Make the model thread return to the engine after the step under way. Thread-safe.
+
+        Of several processes none returns by itself: they look at the steps that they have agreed on.
+        """
+        self.pending = self._noted is None
         self._wake()
 
     def begin_stretch(self, train: bool) -> None:
         """The thread is about to run: it returns at once only for what can be taken up before its next batch."""
         self.pending = False
         wishes = self._wishes
+        if self._noted is not None:
+            return
         wanted = train and (wishes.evaluations or wishes.checkpoints or wishes.changes)
         if self.stop_reason is not None or self.paused or wanted:
             self.pending = True
@@ -188,7 +232,9 @@ class Control:
             self._wake = _nobody
             self.stop_reason, self.aborted, self.paused = None, False, False
             self._wishes.evaluations, self._wishes.changes = [], {}
-        for pending in self.take_checkpoints():
+            self._noted = None if self._noted is None else []
+            waiting, self._pending = list(self._pending.values()), {}
+        for pending in [*self.take_checkpoints(), *waiting]:
             pending.resolve(None, UsageError("the run ended before this checkpoint was taken"))
 
 

@@ -27,6 +27,8 @@ class Due:
         self._every, self._extra_streams = evaluate_every, extra_streams
         self._standing, self._control, self._bus = standing, control, bus
         self._evaluated_s = 0.0
+        self.has_clock = True
+        """Whether a clock decides here; of several processes only the first one's, which asks the others."""
         self._put_off: dict[str, None] = {}
 
     def next_step(self) -> int | None:
@@ -46,7 +48,8 @@ class Due:
     def next_s(self) -> float | None:
         """The clock reading (time.perf_counter) after which the extra streams are to be evaluated."""
         every = self._every
-        return self._evaluated_s + every.interval if every is not None and every.unit == "seconds" else None
+        is_timed = every is not None and every.unit == "seconds" and self.has_clock
+        return self._evaluated_s + every.interval if is_timed else None
 
     def evaluations(self) -> list[str]:
         """The streams to evaluate at this step, each once: put off, asked for, or due by their cadence."""
@@ -60,6 +63,13 @@ class Due:
         if (by_step or by_time) and self._standing.evaluated_step != step:
             names.update(dict.fromkeys(self._extra_streams))
         return list(names)
+
+    def ask_by_clock(self) -> None:
+        """Have all processes evaluate, if it is time."""
+        every = self._every
+        if every is not None and every.unit == "seconds" and time.perf_counter() >= self._evaluated_s + every.interval:
+            self.start_clock()
+            self._control.evaluate()
 
     def put_off(self, names: Sequence[str]) -> None:
         """Evaluate these later: the epoch turned out to be over, or a checkpoint was taken before they were done."""

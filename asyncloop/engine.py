@@ -26,7 +26,7 @@ from asyncloop import rng
 from asyncloop.arguments import Source, check_arguments, evaluation_cadence, listed, named_sources, positive_deadlines
 from asyncloop.bus import EventBus
 from asyncloop.checkpoint import Checkpoints, Saved, load_weights
-from asyncloop.control import Claim, Control
+from asyncloop.control import Claim, Control, PendingCheckpoint
 from asyncloop.due import Due
 from asyncloop.epoch import EpochRecord, Training, restored_last
 from asyncloop.errors import ConfigError, DataError, UsageError, alone, joined
@@ -48,11 +48,13 @@ from asyncloop.events import (
 )
 from asyncloop.fetching import is_on_device
 from asyncloop.model_thread import Halt, ModelThread, Policy, Rules, Stretch
+from asyncloop.peers import LOOK_S, Peers, runs_everywhere
 from asyncloop.progress import Progress
 from asyncloop.saving import Capture, Saver
 from asyncloop.session import OpenStream, Session
 from asyncloop.standing import Standing
 from asyncloop.stream import Interrupted, Node, check_streams
+from asyncloop.world import World
 
 __all__ = ["Engine", "Result"]
 
@@ -157,6 +159,9 @@ class Engine:
         self._session: Session | None = None
         self._entered: Any = None
         self._busy = False
+        self._peers: Peers | None = None
+        """The processes that train the same model, while it runs; None: there are no others."""
+        self._n_batches = 0
         self._failure: BaseException | None = None
         self._epoch: EpochRecord | None = None
         self._last_delivered = -1
@@ -260,9 +265,9 @@ class Engine:
 
     async def _begin_epoch(self, names: list[str], plan: Sequence[tuple[str, bool]] = ()) -> EpochRecord:
         epoch = self._epoch = EpochRecord(names, plan)
-        self._check_stop()
+        await self._look()
         await self.bus.barrier(self._event(BeforeEpoch, names))
-        self._check_stop()
+        await self._look()
         return epoch
 
     async def _train_on(self, name: str, source: object | None, epoch: EpochRecord, size: int | None = None) -> None:
@@ -281,6 +286,8 @@ class Engine:
         while self.progress.steps_left != 0 and not stretch.is_full:
             stretch.until_step = self._due.next_step()
             stretch.until_s = self._due.next_s()
+            if self._peers is not None:
+                stretch.until_step = self._peers.next_look(self.progress.step, stretch.until_step)
             halt = await self._advance(stream, stretch)
             if halt != "end":
                 outcome = await self._between_steps(stream, stretch, halt)
@@ -323,8 +330,8 @@ class Engine:
             await self._evaluate_each(names, epoch, given, limits or {})
         finally:
             self._epoch = around
-        self._check_failure()
-        await self._tell_model("evaluated", {name: epoch.data[name] for name in names})
+        await self._look(leaves=False)
+        await self._tell_evaluated({name: epoch.data[name] for name in names})
         whole.pending = []
         if whole.phase == "train":
             self._saver.let_go()
@@ -335,10 +342,8 @@ class Engine:
         for name in names:
             stream = await self._take(name, False, given.get(name))
             stretch = self._stretch(stream, epoch)
-            stretch.batches = limits.get(name)
             await self._tell_model("begin_stream", name, train=False)
-            while (await self._advance(stream, stretch)) == "asked":
-                await self._pause_if_asked(between_steps=False)
+            await self._evaluate_stream(stream, stretch, limits.get(name))
             await self._live_session.end_pass(stream)
             self._check_empty(name, stretch.n_accepted)
             await self._close_stretch(name, stretch, epoch)
@@ -346,6 +351,16 @@ class Engine:
         self._due.evaluated()
         await self.bus.barrier(self._event(AfterEvaluation, epoch.data, names))
         self._standing.remember(epoch.data)
+
+    async def _evaluate_stream(self, stream: OpenStream, stretch: Stretch, limit: int | None) -> None:
+        stretch.batches = limit
+        while True:
+            if self._peers is not None:
+                stretch.batches = self._peers.next_look(stretch.n_accepted, limit)
+            halt = await self._advance(stream, stretch)
+            if halt == "end" or (halt == "batches" and stretch.n_accepted == limit):
+                return
+            await self._pause_if_asked(between_steps=False)
 
     async def _end_epoch(self, epoch: EpochRecord, trained: bool) -> None:
         if trained:
@@ -356,7 +371,7 @@ class Engine:
         await self.bus.barrier(self._event(AfterEpoch, epoch.data), last=last)
         epoch.take_logged()
         self._standing.remember(epoch.data)
-        self._check_failure()
+        await self._look(leaves=False)
         await self.bus.barrier(
             self._event(
                 AfterEpochProfile,
@@ -364,7 +379,7 @@ class Engine:
                 epoch.names,
             )
         )
-        self._check_failure()
+        await self._look(leaves=False)
         epoch.phase, epoch.is_ending = "over", False
         self._saver.let_go()
         self._standing.zeroth_done = self._standing.zeroth_done or epoch.is_zeroth
@@ -383,12 +398,31 @@ class Engine:
         """Run the next stretch; the counters follow whether it ends well or not."""
         self._check_stop()
         self.control.begin_stretch(stream.train)
+        n_before = stretch.index
         try:
             halt = await self._live_session.run(stream, stretch)
         finally:
             self.progress.step = stretch.step
-        self._check_stop()
+            self._n_batches += stretch.index - n_before
+        await self._look()
         return halt
+
+    async def _look(self, *, leaves: bool = True) -> None:
+        """Agree with the other processes, if there are any. Then raise what has failed, and leave if a stop was asked for."""
+        peers = self._peers
+        if peers is not None:
+            if peers.is_first:
+                self._due.ask_by_clock()
+            await peers.agree(self._live_session.thread, self._n_batches, self._failure, self._heard)
+        self._check_failure()
+        if leaves:
+            self._check_stop()
+
+    def _heard(self, told: list[Any]) -> None:
+        """What another process tells of its own accord."""
+        what, *args = told
+        if what == "saved":
+            self._saver.was_saved(*args)
 
     async def _between_steps(self, stream: OpenStream, stretch: Stretch, halt: Halt) -> _Outcome:
         """What is due at the step the thread has stopped at, and how the epoch goes on.
@@ -398,7 +432,9 @@ class Engine:
         """
         last = self._live_session.thread.last
         if halt != "asked" and last is not None:
-            await self.bus.lockstep(stream.name, self.progress.step, last.timed)
+            is_due = await self.bus.lockstep(stream.name, self.progress.step, last.timed)
+            if is_due and self._peers is not None:
+                await self._look()
             self._check_stop()
         return await self._take_up_due(stream, stretch)
 
@@ -414,7 +450,7 @@ class Engine:
         if asked:
             check_streams(self.dataset, asked)
             await self._evaluate_streams(asked, EpochRecord(asked), {})
-            self._check_stop()
+            await self._look()
         await self._take_up_wishes()
         return "go on"
 
@@ -443,7 +479,12 @@ class Engine:
             if between_steps:
                 await self._apply_changes()
                 await self._save_if_asked()
-            await self._live_session.sleep()
+            if self._peers is None:
+                await self._live_session.sleep()
+            else:
+                with anyio.move_on_after(LOOK_S):
+                    await self._live_session.sleep()
+                await self._look(leaves=False)
         self.bus.publish(self._event(Resumed))
         self._check_stop()
 
@@ -471,7 +512,12 @@ class Engine:
     async def _opened(self, announce: bool) -> AsyncGenerator[None]:
         failure: BaseException | None = None
         self._check_writers()
-        self._failure = self._epoch = None
+        self._failure = self._epoch = self._peers = None
+        world: World | None = getattr(self.model, "world", None)
+        if world is not None and world.size > 1:
+            self._peers = Peers(world, self.control)
+            self._due.has_clock = False
+            self.bus.is_present = lambda hook: world.rank == 0 or runs_everywhere(hook)
         session = self._session = self._new_session()
         try:
             async with session:
@@ -526,6 +572,7 @@ class Engine:
             standing=self._standing,
             about=self._about(),
             own_rng=self.own_rng,
+            peers=self._peers,
             on_failure=self._hook_failed,
             on_log=self._log_from_hook,
             follows=self._follows,
@@ -537,7 +584,7 @@ class Engine:
     async def _begin(self) -> None:
         self._due.start_clock()
         await self.bus.barrier(self._event(BeforeTraining))
-        self._check_stop()
+        await self._look()
         await self._take_up_wishes()
 
     async def _finish(self, failure: BaseException | None, announce: bool) -> BaseException | None:
@@ -547,21 +594,24 @@ class Engine:
             failure = self._failure
         if cancelled:
             self.control.stop("cancelled")
+        knows = self._peers is None or failure is None or self._peers.has_failed
         if failure is not None:
             self.bus.release_thread(True)
-        model_failed = self._live_session.thread.model_failed
+            if self._peers is not None and not knows:  # the others wait for this process in vain
+                self._peers.world.fail(f"{type(failure).__name__}: {failure}")
+        is_savable = announce and knows and not self._live_session.thread.model_failed
         try:
             if self.control.aborted:
                 self.bus.drop_backlog()
             else:
                 # What hooks are given only because this is the last step is no part of what a resume goes on from.
                 capture = None
-                if announce and not model_failed and self._saver.is_due_at_the_end:
-                    last = await self._last_step() if self._is_last_epoch else None
+                if is_savable and self._saver.is_due_at_the_end:
+                    last = await self._last_step() if self._is_last_epoch and self._untold_last else None
                     capture = await self._saver.capture(self._epoch, failure=None if cancelled else failure, last=last)
                 await self._deliver_last()
                 await self.bus.settle()
-                if announce and not model_failed:
+                if is_savable:
                     await self._save_last(capture)
         except Exception as error:
             failure = joined(failure, error)
@@ -582,21 +632,26 @@ class Engine:
         if capture is None:
             await self._save_if_asked()
         else:
-            self.control.checkpoint(Claim("end", keep=1))
-            self._saver.commit(capture, self.control.take_checkpoints())
+            last = PendingCheckpoint(Claim("end", keep=1))
+            self._saver.commit(capture, [*self.control.take_checkpoints(), last])
         await self._saver.written()
         await self.bus.settle()
 
     async def _deliver_last(self) -> None:
         """The last step is always due: hooks whose cadence skipped it get it now."""
-        last = self._live_session.thread.last or self._last
-        if last is None or last.step == self._last_delivered:
+        if self._untold_last is None:
             return
         await self.bus.flush()
         last = await self._last_step()
         if last is not None:
             self._last_delivered = last.step
             self.bus.publish_last(last)
+
+    @property
+    def _untold_last(self) -> AfterBatch | None:
+        """The newest train step, unless the hooks that get it only because it is the last have it already."""
+        last = self._live_session.thread.last or self._last
+        return None if last is None or last.step == self._last_delivered else last
 
     async def _last_step(self) -> AfterBatch | None:
         """The newest train step, with what hooks want that get it only if it is the last."""
@@ -653,10 +708,19 @@ class Engine:
                 "stream %r: %d batches of another size than batch_size=%s were dropped",
                 name, stretch.n_dropped, self.rules.batch_size,
             )  # fmt: skip
-        means = stretch.means
-        on_device = any(map(is_on_device, means.sums.values()))
-        epoch.data[name] = await self._live_session.thread.call(means.result) if on_device else means.result()
+        means, thread = stretch.means, self._live_session.thread
+        if self._peers is not None:
+            epoch.data[name] = await self._peers.summed(thread, await thread.call(means.state_dict))
+        else:
+            on_device = any(map(is_on_device, means.sums.values()))
+            epoch.data[name] = await thread.call(means.result) if on_device else means.result()
         epoch.data[name] |= await self._tell_model("end_stream", name, train=stretch.train) or {}
+
+    async def _tell_evaluated(self, data: EpochData) -> None:
+        if self._peers is not None:  # what hooks have added there is in the first process only
+            numbers = {name: {k: v for k, v in own.items() if isinstance(v, int | float)} for name, own in data.items()}
+            data = await self._peers.of_first(self._live_session.thread, numbers)
+        await self._tell_model("evaluated", data)
 
     async def _tell_model(self, what: str, *args: Any, **kwargs: Any) -> Any:
         """Call one of the model's optional methods, if it has it, on its thread."""
@@ -693,6 +757,8 @@ class Engine:
         if self.own_rng and not self.seeded:
             rng.seed_globals(self.seed)
             self.seeded = True
+        if self.own_rng and saved is None and self._peers is not None:
+            rng.seed_globals(self.seed, self._peers.world.rank)
         if saved is None:
             return
         await session.thread.call(load_weights, self.model, saved)
@@ -700,12 +766,21 @@ class Engine:
             await session.set_parameters(self._standing.changed)
         self.bus.load_states(saved.hooks)
         if self.own_rng and "rng" in saved.engine:
-            rng.restore(saved.engine["rng"])
+            self._restore_generators(saved.engine)
         if saved.epoch.get("last"):
             self._last = restored_last(saved.epoch["last"], self._event(Event))
         if saved.epoch and saved.epoch["phase"] != "over" and self.progress.epoch > self.progress.epochs_done:
             self._unfinished = EpochRecord.restored(saved.epoch, saved.epoch["logged"], self._plan())
             self._due.put_off(saved.epoch["pending"])
+
+    def _restore_generators(self, record: Mapping[str, Any]) -> None:
+        """As they were. A process more than there were then has new ones, other than those of the others."""
+        rank = 0 if self._peers is None else self._peers.world.rank
+        states = record.get("rngs", [record["rng"]])
+        if rank < len(states):
+            rng.restore(states[rank])
+        else:
+            rng.seed_globals(self.seed, rank, self.progress.step)
 
     def _about(self) -> dict[str, Any]:
         """What a checkpoint says about the run, besides where it stands."""

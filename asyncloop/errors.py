@@ -9,6 +9,7 @@
     ├── StorageError               4   the file system said no
     │   └── CheckpointError        4   a checkpoint could not be written or is damaged
     ├── NothingToResumeError       5
+    ├── PeerError                  3   another process that trains the same model has failed or gone
     ├── StalledError               6   something did not answer within its deadline
     └── UsageError                 1   the Python API was called in an order that makes no sense
 
@@ -30,6 +31,7 @@ __all__ = [
     "ModelError",
     "NonFiniteError",
     "NothingToResumeError",
+    "PeerError",
     "StalledError",
     "StopTraining",
     "StorageError",
@@ -96,6 +98,12 @@ class NothingToResumeError(AsyncloopError):
     """There is no run, or no checkpoint, to continue from."""
 
     exit_code = 5
+
+
+class PeerError(AsyncloopError):
+    """Another process that trains the same model has failed or gone; the message says which, and its reason if known."""
+
+    exit_code = 3
 
 
 class StalledError(AsyncloopError, TimeoutError):

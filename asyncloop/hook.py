@@ -32,6 +32,8 @@ class Hook:
     """Only these streams' batches; None: all."""
     variables: Sequence[str] | None = None
     """Inputs and outputs wanted, `head/logits` for nested ones; they arrive as host arrays. None: everything by reference."""
+    all_processes: bool = False
+    """Whether it runs in each of several processes that train together, not in the first one only. No key of a config."""
     scalars_on_host: bool = False
     """Whether scalar outputs on a device arrive as host arrays all the same, when `variables` is None. No key of a config."""
     mailbox: int = 64

@@ -24,7 +24,7 @@ class Model(Protocol):
       middle), `end_stream(stream, *, train) -> Mapping | None` after its last: what it returns joins the epoch data.
     * `evaluated(data)` when an evaluation is complete and its hooks have run, with the data of its streams; never twice.
     * `ahead: int` with `stage(batch) -> Any`: up to `ahead` batches are prepared by a thread of the stream's own before
-      their steps; `run` then gets a StagedBatch and takes what `stage` returned.
+      their steps; `run` then gets a RunBatch and takes what `stage` returned.
     """
 
     input_names: Sequence[str]

@@ -19,7 +19,7 @@ import anyio
 import numpy as np
 from anyio.abc import TaskGroup
 
-from asyncloop.batch import Batch, Cursor, as_batch, n_examples_of
+from asyncloop.batch import Batch, Cursor, RunBatch, as_batch, n_examples_of, run_batch
 from asyncloop.bus import EventBus, Subscription, device_scalars, leaf
 from asyncloop.bus.finished import Finished, Passing, as_event
 from asyncloop.bus.pump import DELIVER_EVERY_S
@@ -232,14 +232,16 @@ class ModelThread:
                 began_s = clock()
                 index = stretch.index
                 stretch.index = index + 1
-                batch: Batch = given if given.__class__ is dict else as_batch(given, stream, index)
+                batch: Batch = given if given.__class__ is dict else as_batch(run_batch(given), stream, index)
                 if batch.keys() != sources:
                     self._check_sources(batch, rules, stream, index)
                     sources = frozenset(batch)
                     known.clear()
-                n_examples = n_examples_of(batch, stream, index)
-                if not n_examples or (rules.batch_size is not None and n_examples != rules.batch_size):
-                    self._skip(stretch, rules, n_examples, index)
+                n_examples = n_all = n_examples_of(batch, stream, index)
+                if isinstance(batch, RunBatch) and batch.n_all is not None:
+                    n_examples, n_all = batch.n_own or 0, batch.n_all
+                if not n_all or (rules.batch_size is not None and n_all != rules.batch_size):
+                    self._skip(stretch, rules, n_all, index)
                     stretch.cursor = cursor
                     continue
                 feeds, asked_before = batch, None
@@ -361,7 +363,8 @@ class ModelThread:
     def _before_batch(
         self, bus: EventBus, stretch: Stretch, batch: Batch, index: int
     ) -> tuple[dict[str, Any], list[str]]:
-        feeds, asked = dict(batch), list[str]()
+        feeds = batch.with_sources(batch) if isinstance(batch, RunBatch) else dict(batch)
+        asked: list[str] = []
         event = BeforeBatch(
             stretch.run, stretch.control, stretch.epoch, stretch.step, stretch.stream, stretch.train, index, batch, feeds,
             lambda *names: asked.extend(names),

@@ -12,8 +12,10 @@ import numpy as np
 __all__ = ["capture", "restore", "seed_globals"]
 
 
-def seed_globals(seed: int) -> None:
-    """Seed Python's and numpy's global generators, and torch's if torch is loaded."""
+def seed_globals(seed: int, *more: int) -> None:
+    """Seed Python's and numpy's global generators, and torch's if torch is loaded. `more` numbers: other ones for each."""
+    if any(more):
+        seed = int(np.random.SeedSequence([seed, *more]).generate_state(1)[0])
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch = sys.modules.get("torch")
@@ -32,6 +34,8 @@ def capture() -> dict[str, Any]:
     torch = sys.modules.get("torch")
     if torch is not None:
         states["torch"] = torch.get_rng_state().tolist()
+        if torch.cuda.is_available() and torch.cuda.is_initialized():
+            states["cuda"] = torch.cuda.get_rng_state().tolist()  # of the device that this process uses
     return states
 
 
@@ -44,3 +48,5 @@ def restore(states: Mapping[str, Any]) -> None:
     torch = sys.modules.get("torch")
     if torch is not None and "torch" in states:
         torch.set_rng_state(torch.tensor(states["torch"], dtype=torch.uint8))
+        if "cuda" in states and torch.cuda.is_available():
+            torch.cuda.set_rng_state(torch.tensor(states["cuda"], dtype=torch.uint8))

@@ -25,6 +25,7 @@ from asyncloop.epoch import EpochRecord, last_state, savable
 from asyncloop.errors import CheckpointError
 from asyncloop.events import AfterBatch
 from asyncloop.model_thread import ModelThread
+from asyncloop.peers import Peers
 from asyncloop.redact import redacted
 from asyncloop.rundir import LOG_MARK
 from asyncloop.standing import Standing
@@ -73,13 +74,16 @@ class Saver:
         standing: Standing,
         about: Mapping[str, Any],
         own_rng: bool,
+        peers: Peers | None,
         checks_weights: bool,
         tell: Callable[[int, int, Path], None],
         on_failure: Callable[[BaseException], None],
     ) -> None:
         self._checkpoints, self._writer, self._tasks = checkpoints, writer, tasks
         self._model, self._thread, self._bus = model, thread, bus
-        self._standing, self._about, self._own_rng = standing, about, own_rng
+        self._standing, self._about, self._own_rng, self._peers = standing, about, own_rng, peers
+        self._waiting: dict[int, list[PendingCheckpoint]] = {}
+        """Requests of this process for what another one writes."""
         self._checks_weights, self._tell, self._on_failure = checks_weights, tell, on_failure
         self._held: _Held | None = None
         self._saving: anyio.Event | None = None
@@ -133,18 +137,36 @@ class Saver:
             own = {} if epoch is None else epoch.state_dict()
             return {**own, "metrics": savable(self._standing.metrics), "last": {} if last is None else last_state(last)}
 
-        record = self._record(held, epoch is not None and epoch.is_ending, failure)
+        record = self._record(epoch is not None and epoch.is_ending, failure)
+        if self._own_rng:
+            record |= await self._generators((held and held.rng_states) or rng.capture())
         await self.written()  # what was saved before is told before the marker
         if held is not None and held.untold is not None and not self._unsaved:
             record["untold"] = held.untold
         logger.info(LOG_MARK, step, extra={"log_only": True})
         marker = held.marker if held else self._bus.mark(None if epoch is None else epoch.logged_by)
-        model, kept = await self._thread.call(lambda: (copy_state(self._model.state_dict()), copy_state(place())))
         self._saved_step = step
+        if self._is_written_elsewhere:
+            return Capture(step, {}, {}, record, marker)
+        model, kept = await self._thread.call(lambda: (copy_state(self._model.state_dict()), copy_state(place())))
         return Capture(step, model, kept, record, marker)
+
+    @property
+    def _is_written_elsewhere(self) -> bool:
+        return self._peers is not None and not self._peers.is_first
+
+    async def _generators(self, own: Mapping[str, Any]) -> dict[str, Any]:
+        """The states of the global generators, of all processes."""
+        if self._peers is None:
+            return {"rng": own}
+        states = await self._thread.call(self._peers.world.gather, own)
+        return {"rng": states[0], "rngs": states}
 
     def commit(self, capture: Capture, requests: list[PendingCheckpoint]) -> None:
         """Write what was captured in the background; one checkpoint serves all `requests`."""
+        if self._is_written_elsewhere:
+            self._waiting[capture.step] = requests
+            return
         self._saving = anyio.Event()
         self._in_flight = capture.record["epoch"], capture.step
         self._tasks.start_soon(self._write, capture, requests, self._saving)
@@ -154,11 +176,14 @@ class Saver:
         if self._saving is not None:
             await self._saving.wait()
 
-    def _record(self, held: _Held | None, is_ending: bool, failure: BaseException | None) -> dict[str, Any]:
+    def was_saved(self, step: int, path: str) -> None:
+        """Another process has written the checkpoint of a step."""
+        for request in self._waiting.pop(step, ()):
+            request.resolve(Path(path))
+
+    def _record(self, is_ending: bool, failure: BaseException | None) -> dict[str, Any]:
         """What the engine itself needs to go on from a checkpoint."""
         record = {**self._standing.state_dict(epoch_is_ending=is_ending), **self._about}
-        if self._own_rng:
-            record["rng"] = (held and held.rng_states) or rng.capture()
         if failure is not None:
             record["after_failure"] = redacted(f"{type(failure).__name__}: {failure}")
         return record
@@ -185,6 +210,8 @@ class Saver:
             else:
                 for request in requests:
                     request.resolve(path)
+                if self._peers is not None:
+                    self._peers.tell("saved", step, str(path))
                 self._tell(capture.record["epoch"], step, path)
             finally:
                 self._in_flight = None

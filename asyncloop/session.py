@@ -20,9 +20,21 @@ from asyncloop.checkpoint import Checkpoints
 from asyncloop.control import Control
 from asyncloop.events import CheckpointSaved, RunInfo
 from asyncloop.model_thread import Halt, ModelThread, Rules, Stretch
+from asyncloop.peers import Peers
 from asyncloop.saving import Saver
 from asyncloop.standing import Position, Standing
-from asyncloop.stream import BufferStatistics, Feed, Interrupted, Node, Pass, StagedFeed, open_feed, open_node
+from asyncloop.stream import (
+    BufferStatistics,
+    Feed,
+    Interrupted,
+    Node,
+    Pass,
+    Share,
+    StagedFeed,
+    open_feed,
+    open_node,
+    shared_out,
+)
 from asyncloop.threads import LoopHandle, LoopSleeper, OwnThread
 from asyncloop.watchdog import watch
 
@@ -70,6 +82,7 @@ class Session:
         standing: Standing,
         about: Mapping[str, Any],
         own_rng: bool,
+        peers: Peers | None,
         on_failure: Callable[[BaseException], None],
         on_log: Callable[..., None],
         follows: Callable[[str, bool], tuple[str, bool] | None],
@@ -81,7 +94,7 @@ class Session:
         self._model, self._dataset, self._rules, self._seed = model, dataset, rules, seed
         self._buffer: int | Literal["auto"] = buffer
         self._checkpoints, self._given_thread, self._standing = checkpoints, thread, standing
-        self._about, self._own_rng = about, own_rng
+        self._about, self._own_rng, self._peers = about, own_rng, peers
         self._on_failure, self._on_log, self._follows = on_failure, on_log, follows
         self._deadlines, self._watched, self._enters = deadlines, watched, enters
         self._stretch: Stretch | None = None
@@ -131,6 +144,7 @@ class Session:
             standing=self._standing,
             about=self._about,
             own_rng=self._own_rng,
+            peers=self._peers,
             checks_weights=self._rules.on_nonfinite == "error",
             tell=self._saved,
             on_failure=self._on_failure,
@@ -165,7 +179,7 @@ class Session:
     def _attracted(self) -> None:
         """Somebody used a control verb, on whatever thread: a thread or an engine that waits must look."""
         feed = self._running
-        if feed is not None:
+        if feed is not None and self._peers is None:  # several processes stop only where all of them do
             feed.interrupt()
         self._sleeper.wake()
         if self.control.stop_reason is not None:
@@ -220,11 +234,15 @@ class Session:
             position = self._standing.positions.get(name)
         position = position or Position(number=1 if train else 0)
         at = Pass(name, position.number, self._seed)
+        if self._peers is not None:
+            at.share = Share(self._peers.world.rank, self._peers.world.size)
         try:
             with warm.scope:
                 node = await open_node(self._dataset, name, source, at)
                 if self._watched is not None:
                     node = self._watched(node)
+                if at.share is not None:
+                    node = shared_out(node)
                 feed = open_feed(
                     node,
                     at,

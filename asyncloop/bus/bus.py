@@ -51,6 +51,9 @@ class EventBus:
         self._history: deque[Event] = deque(maxlen=_HISTORY)
         self._ended = False
         self._open: _Opened | None = None
+        self.is_present: Callable[[Any], bool] = lambda hook: True
+        """Whether a hook runs in this process; others are only planned with, as all processes have the same plan."""
+        self._absent: list[Subscription] = []
         self.only_training: Collection[str] = ()
         """Outputs that evaluations lack; a hook that names them gets the others there."""
         for hook in hooks:
@@ -80,7 +83,7 @@ class EventBus:
     def load_states(self, states: Mapping[str, Any]) -> None:
         """Give each hook its state of a checkpoint, before anything is delivered; those without one begin anew."""
         for hook, name in self._hooks:
-            if name in states:
+            if name in states and self.is_present(hook):
                 try:
                     hook.load_state_dict(states[name])
                 except Exception as error:
@@ -127,7 +130,7 @@ class EventBus:
             tasks, loop, Pump(loop, self._room, self._fan_out, self._pass_on, fail), fail, stop, log
         )
         self._ended = False
-        self._subscriptions = []
+        self._subscriptions, self._absent = [], []
         for hook, name in self._hooks:
             self._start(hook, name, opened)
         tasks.start_soon(self._run, opened, opened.pump.tick)
@@ -138,6 +141,9 @@ class EventBus:
             hook, name, opened.loop, fail=opened.fail, stop=opened.stop, log=opened.log, freed=opened.pump.room_freed
         )
         subscription.set_up = opened.begun
+        if not self.is_present(hook):
+            self._absent.append(subscription)
+            return
         self._subscriptions.append(subscription)
         opened.tasks.start_soon(self._run, opened, subscription.serve)
 
@@ -234,12 +240,14 @@ class EventBus:
             if background or not own.background:
                 await own.drained()
 
-    async def lockstep(self, stream: str, step: int, timed: frozenset[object]) -> None:
-        """Wait until every lockstep hook that is due at this step has handled it."""
-        await self.flush()
-        for own in self._subscriptions:
-            if own.lockstep and own.due(stream, True, step, timed):
-                await own.drained()
+    async def lockstep(self, stream: str, step: int, timed: frozenset[object]) -> bool:
+        """Wait until every lockstep hook that is due at this step has handled it; whether any is, in some process."""
+        due = [own for own in self.lockstep_hooks if own.due(stream, True, step, timed)]
+        if due:
+            await self.flush()
+        for own in due:
+            await own.drained()
+        return bool(due)
 
     @property
     def failed_with_state(self) -> list[str]:
@@ -252,7 +260,7 @@ class EventBus:
 
     @property
     def lockstep_hooks(self) -> list[Subscription]:
-        return [own for own in self._subscriptions if own.lockstep and own.wants_batches]
+        return [own for own in (*self._subscriptions, *self._absent) if own.lockstep and own.wants_batches]
 
     async def barrier(self, event: Event, *, last: bool = False, only_set_up: bool = False) -> None:
         """Every batch before has been handled; then the hooks run one after the other in config order.

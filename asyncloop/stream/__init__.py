@@ -4,8 +4,8 @@ from asyncloop.stream.buffer import BufferStatistics, EndOfStream, Interrupted, 
 from asyncloop.stream.description import Stream
 from asyncloop.stream.feed import Feed, StagedFeed, open_feed
 from asyncloop.stream.lookup import check_streams, dataset_streams, open_node
-from asyncloop.stream.operators import Item, Node
-from asyncloop.stream.order import Pass
+from asyncloop.stream.operators import Item, Node, shared_out
+from asyncloop.stream.order import Pass, Share
 
 __all__ = [
     "BufferStatistics",
@@ -15,6 +15,7 @@ __all__ = [
     "Item",
     "Node",
     "Pass",
+    "Share",
     "StagedFeed",
     "Stream",
     "StreamBuffer",
@@ -22,4 +23,5 @@ __all__ = [
     "dataset_streams",
     "open_feed",
     "open_node",
+    "shared_out",
 ]

@@ -21,7 +21,7 @@ from typing import Any, Literal, Protocol, Self, cast
 import anyio
 from anyio.abc import TaskGroup
 
-from asyncloop.batch import Batch, Cursor, StagedBatch, nbytes_of
+from asyncloop.batch import Batch, Cursor, RunBatch, nbytes_of, run_batch
 from asyncloop.stats import Timings
 from asyncloop.stream.buffer import BufferStatistics, EndOfStream, Interrupted, StreamBuffer
 from asyncloop.stream.operators import Item, Node, Over, Plain, Shuffled, walked
@@ -378,8 +378,7 @@ class StagedFeed(_ThreadedFeed):
                     value, cursor = take()
                 except (StopIteration, EndOfStream):
                     return
-                is_batch = isinstance(value, Mapping)  # what is none is told of where it would be run
-                yield (StagedBatch(cast(Batch, value), stage(cast(Batch, value))) if is_batch else value), cursor
+                yield _staged(run_batch(value), stage), cursor
         finally:
             if isinstance(self._inner, WalkedFeed | ProbedFeed):
                 self._inner.close()
@@ -394,6 +393,14 @@ class StagedFeed(_ThreadedFeed):
         self._inner.interrupt()
         await super().aclose()
         await self._inner.aclose()
+
+
+def _staged(value: Any, stage: Callable[[Batch], Any]) -> Any:
+    if not isinstance(value, Mapping):  # what is no batch is told of where it would be run
+        return value
+    batch = cast(Batch, value)
+    n_own, n_all = (batch.n_own, batch.n_all) if isinstance(batch, RunBatch) else (None, None)
+    return RunBatch(batch, stage(batch), n_own, n_all)
 
 
 def open_feed(

@@ -9,16 +9,18 @@ on from there.
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeAlias, cast
 
 import numpy as np
 
-from asyncloop.batch import Cursor
+from asyncloop.batch import Cursor, Portion
+from asyncloop.errors import DataError
 from asyncloop.stream.collate import stack
-from asyncloop.stream.order import Pass, keyed_permutation
+from asyncloop.stream.order import Pass, Share, keyed_permutation
+from asyncloop.stream.sharing import ELSEWHERE, portion_of, shared_call
 
 __all__ = [
     "Batched",
@@ -30,9 +32,11 @@ __all__ = [
     "Plain",
     "RangeSource",
     "Repeated",
+    "SharedOut",
     "Shuffled",
     "Taken",
     "names_parameter",
+    "shared_out",
     "walked",
 ]
 
@@ -154,8 +158,8 @@ def calling(fn: Callable[..., Any], at: Pass) -> Callable[[Any, int], Any]:
     """`fn` as a function of (element, index in the pass), with its own random generator if it names `rng`."""
     if names_parameter(fn, "rng"):
         key = at.key("map")
-        return lambda value, index: fn(value, rng=at.generator(key, index))
-    return lambda value, index: fn(value)
+        return shared_call(lambda value, index: fn(value, rng=at.generator(key, index)), at)
+    return shared_call(lambda value, index: fn(value), at)
 
 
 def names_parameter(fn: Callable[..., Any], name: str) -> bool:
@@ -172,8 +176,11 @@ class Batched(Over):
     n: int
     drop_last: bool
     collate: Callable[[list[Any]], Any] | None
+    is_shared: bool = False
+    """Whether it is here that several processes share a batch out."""
 
     async def elements(self, at: Pass, cursor: Cursor) -> Elements:
+        share = at.share if self.is_shared else None
         if isinstance(self.upstream, RangeSource) and self.collate is None:
             source = self.upstream  # indices come as arrays already: no list of Python integers in between
             stop = source.n - source.n % self.n if self.drop_last else source.n
@@ -182,19 +189,38 @@ class Batched(Over):
                 chunk = source.block(at, start, min(start + per_chunk, stop))
                 for offset in range(0, len(chunk), self.n):
                     indices = chunk[offset : offset + self.n]
-                    yield indices, start + offset + len(indices)
+                    value = indices if share is None else portion_of(indices, share)
+                    yield value, start + offset + len(indices)
             return
-        collate = self.collate or stack
         rows: list[Any] = []
         position = cursor
-        async with aclosing(self.upstream.elements(at, cursor)) as upstream:
+        before = at.for_elements(None if share is None else lambda index: share.of(index % self.n))
+        async with aclosing(self.upstream.elements(before, cursor)) as upstream:
             async for value, position in upstream:
                 rows.append(value)
                 if len(rows) == self.n:
-                    yield collate(rows), position
+                    yield await self._collated(rows, share, before), position
                     rows = []
         if rows and not self.drop_last:
-            yield collate(rows), position
+            yield await self._collated(rows, share, before), position
+
+    async def _collated(self, rows: list[Any], share: Share | None, at: Pass) -> Any:
+        """The batch of these rows, or this process's portion of it."""
+        collate = self.collate or stack
+        if share is None:
+            return collate(rows)
+        own = rows[share.rank :: share.size]
+        return Portion(collate(own or [await self._stand_in(at, share)]), len(own), len(rows))
+
+    async def _stand_in(self, at: Pass, share: Share) -> Any:
+        """An element of this process's, for a last batch that has none for it; it takes part, and counts for nothing."""
+        async with aclosing(self.upstream.elements(at.inside(0).for_elements(at.wanted), None)) as again:
+            async for value, _ in again:
+                if value is not ELSEWHERE:
+                    return value
+        raise DataError(
+            f"stream {at.stream!r} has fewer elements than the {share.size} processes that share it; use fewer processes"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +233,7 @@ class Shuffled(Over):
     async def elements(self, at: Pass, cursor: Cursor) -> Elements:
         number, before, given = cast("list[Any]", cursor or [0, None, 0])
         block: list[Any] = []
-        async with aclosing(self.upstream.elements(at, before)) as upstream:
+        async with aclosing(self.upstream.elements(at.for_elements(None), before)) as upstream:
             over = False
             while not over:
                 end, over = before, True
@@ -264,3 +290,27 @@ class Repeated(Over):
                 for close in reversed(inner.closers):
                     await close()
             before = None
+
+
+@dataclass(frozen=True, slots=True)
+class SharedOut(Over):
+    """Whole batches of a source that knows nothing of other processes; of each, this one's portion. Cursor: the one before."""
+
+    async def elements(self, at: Pass, cursor: Cursor) -> Elements:
+        assert at.share is not None
+        async with aclosing(self.upstream.elements(at, cursor)) as upstream:
+            async for value, position in upstream:
+                is_batch = isinstance(value, Mapping)  # what is none is told of where it would be run
+                yield portion_of(value, at.share) if is_batch else value, position
+
+
+def shared_out(node: Node) -> Node:
+    """The stream with each batch shared out among processes: where examples become batches, else at its end."""
+    return _shared_where_batched(node) or SharedOut(node)
+
+
+def _shared_where_batched(node: Node) -> Node | None:
+    if isinstance(node, Batched):
+        return replace(node, is_shared=True)
+    upstream = _shared_where_batched(node.upstream) if isinstance(node, Over) else None
+    return None if upstream is None else replace(cast(Any, node), upstream=upstream)

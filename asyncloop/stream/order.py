@@ -14,9 +14,24 @@ if TYPE_CHECKING:
 
     from anyio.abc import TaskGroup
 
-__all__ = ["Pass", "keyed_permutation"]
+__all__ = ["Pass", "Share", "keyed_permutation"]
 
 _ROUNDS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """One process's share of each batch, of `size` that train together: every `size`-th example from `rank` on.
+
+    So the order of the data does not depend on how many there are, and a short last batch is shared out evenly.
+    """
+
+    rank: int
+    size: int
+
+    def of(self, index: int) -> bool:
+        """Whether the example at this index of a batch is this process's."""
+        return index % self.size == self.rank
 
 
 @dataclass(slots=True)
@@ -31,11 +46,19 @@ class Pass:
     seed: int
     path: tuple[int, ...] = ()
     tasks: TaskGroup | None = None
+    share: Share | None = None
+    """What this process is to have of each batch; None: all of it."""
+    wanted: Callable[[int], bool] | None = None
+    """Which elements of the stream at hand somebody will use, by index; None: all. Maps leave the others out."""
     closers: list[Callable[[], Awaitable[None]]] = field(default_factory=list)  # pyright: ignore[reportUnknownVariableType]
 
     def inside(self, number: int) -> Pass:
         """The pass of a part of the stream that is opened several times (a round of `repeat`), with its own closers."""
-        return replace(self, path=(*self.path, number) if number else self.path, closers=[])
+        return replace(self, path=(*self.path, number) if number else self.path, closers=[], wanted=None)
+
+    def for_elements(self, wanted: Callable[[int], bool] | None) -> Pass:
+        """The same pass for the stream before, of which only these elements are wanted (None: all)."""
+        return self if wanted is None and self.wanted is None else replace(self, wanted=wanted)
 
     def key(self, what: str, *numbers: int, seed: int | None = None) -> int:
         """A 128-bit key for one use (`what`) inside this pass."""

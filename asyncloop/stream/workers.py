@@ -25,6 +25,7 @@ from asyncloop.batch import Cursor
 from asyncloop.errors import StalledError
 from asyncloop.stream.operators import Elements, Over, calling
 from asyncloop.stream.order import Pass
+from asyncloop.stream.sharing import ELSEWHERE, is_elsewhere
 from asyncloop.threads import LoopHandle, LoopSleeper, OwnThread, stray_cancellation, was_cancelled
 
 __all__ = ["MapConcurrent"]
@@ -102,7 +103,11 @@ class _Window:
                     slot = _Slot(n, value, position)
                     n += 1
                     self._slots.append(slot)
-                    self._start(slot)
+                    if is_elsewhere(value, n - 1, self._at):
+                        slot.result, slot.done = ELSEWHERE, True
+                        self._tell_taker()
+                    else:
+                        self._start(slot)
                     while len(self._slots) >= self._stage.concurrency and not self._closed:
                         self._feeder.asleep = True
                         await self._feeder.sleep()
@@ -223,6 +228,10 @@ class _Window:
     def _finish(self, slot: _Slot) -> None:
         slot.value = None
         slot.done = True
+        self._tell_taker()
+
+    def _tell_taker(self) -> None:
+        """Something is done; whoever waits for the oldest slot looks if it is that."""
         if self._taker.asleep and self._slots and self._slots[0].done:
             self._taker.wake()
 

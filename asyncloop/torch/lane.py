@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from asyncloop.batch import Batch, StagedBatch
+from asyncloop.batch import Batch, RunBatch
 
 __all__ = ["Lane"]
 
@@ -57,7 +57,7 @@ class Lane:
 
     def take(self, batch: Batch) -> dict[str, Any]:
         """The sources on the device, ready for work launched from now on."""
-        staged = cast("_Staged | None", batch.take()) if isinstance(batch, StagedBatch) else None
+        staged = cast("_Staged | None", batch.take()) if isinstance(batch, RunBatch) else None
         if staged is None:
             staged = self.stage(batch)
         if staged.event is not None:
