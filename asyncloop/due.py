@@ -47,9 +47,7 @@ class Due:
 
     def next_s(self) -> float | None:
         """The clock reading (time.perf_counter) after which the extra streams are to be evaluated."""
-        every = self._every
-        is_timed = every is not None and every.unit == "seconds" and self.has_clock
-        return self._evaluated_s + every.interval if is_timed else None
+        return self._due_s() if self.has_clock else None
 
     def evaluations(self) -> list[str]:
         """The streams to evaluate at this step, each once: put off, asked for, or due by their cadence."""
@@ -66,10 +64,14 @@ class Due:
 
     def ask_by_clock(self) -> None:
         """Have all processes evaluate, if it is time."""
-        every = self._every
-        if every is not None and every.unit == "seconds" and time.perf_counter() >= self._evaluated_s + every.interval:
+        due_s = self._due_s()
+        if due_s is not None and time.perf_counter() >= due_s:
             self.start_clock()
             self._control.evaluate()
+
+    def _due_s(self) -> float | None:
+        every = self._every
+        return self._evaluated_s + every.interval if every is not None and every.unit == "seconds" else None
 
     def put_off(self, names: Sequence[str]) -> None:
         """Evaluate these later: the epoch turned out to be over, or a checkpoint was taken before they were done."""

@@ -12,8 +12,10 @@ from asyncloop.archive import find_run, flattened
 from asyncloop.checkpoint import Checkpoints, Saved
 from asyncloop.config import Component, Config, dumps
 from asyncloop.errors import ConfigError
+from asyncloop.processes import shared_directory
 from asyncloop.rundir import RunDir
 from asyncloop.saved_config import SavedConfig, check_stored
+from asyncloop.world import World
 
 __all__ = ["Resumption", "changes_between", "prepare", "reopened", "take_over"]
 
@@ -67,13 +69,27 @@ def take_over(
         rundir.take_over(saved.step, lines, files or {}, checkpoint=saved.path.name, changes=changes or {})
 
 
-def reopened(run: str | Path, checkpoint: str | None = None, strict: bool = False) -> tuple[RunDir, Saved | None]:
-    """Lock the directory of a run and read its checkpoint; None if it had not come to one. Blocks."""
-    path = find_run(run)
-    rundir = RunDir.reopen(path)
+def reopened(
+    run: str | Path, checkpoint: str | None = None, strict: bool = False, world: World | None = None
+) -> tuple[RunDir, Saved | None]:
+    """Lock the directory of a run and read its checkpoint; None if it had not come to one. Blocks.
+
+    Of several processes the first one locks and tidies it up.
+    """
+
+    def reopen() -> RunDir:
+        rundir = RunDir.reopen(find_run(run))
+        try:
+            Checkpoints(rundir.path / "checkpoints").clean()
+        except BaseException:
+            rundir.close()
+            raise
+        return rundir
+
+    rundir = shared_directory(world, reopen)
+    path = rundir.path
     try:
         checkpoints = Checkpoints(path / "checkpoints")
-        checkpoints.clean()
         saved = checkpoints.read_newest(strict=strict) if checkpoint is None else checkpoints.read(checkpoint)
     except BaseException:
         rundir.close()
@@ -91,6 +107,7 @@ def prepare(
     checkpoint: str | None = None,
     force: bool = False,
     strict: bool = False,
+    world: World | None = None,
 ) -> Resumption:
     """Lock the run, read its config (or `source`) and its checkpoint, and see that the two belong together.
 
@@ -100,7 +117,7 @@ def prepare(
     """
     path = find_run(run)
     check_stored(path)
-    rundir, saved = reopened(path, checkpoint, strict)
+    rundir, saved = reopened(path, checkpoint, strict, world)
     try:
         stored = SavedConfig(path, None if saved is None else saved.engine.get("restore_fallback"))
         before = stored.load()

@@ -58,7 +58,7 @@ def _is_evaluation(value: object) -> bool:
 
 
 _SOUND: Mapping[str, Callable[[object], bool]] = {
-    **dict.fromkeys(("id", "name", "state", "reason", "folder"), _is_text),
+    **dict.fromkeys(("id", "name", "state", "reason", "folder", "launch"), _is_text),
     **dict.fromkeys(("epochs", "steps", "exit_code"), _is_count),
     **dict.fromkeys(("tags", "command"), _is_list),
     **dict.fromkeys(("host", "versions", "init_from"), _is_table),

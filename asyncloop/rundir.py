@@ -32,7 +32,7 @@ from asyncloop.redact import RedactingFormatter, redacted
 from asyncloop.snapshot import copy_code, git_state
 from asyncloop.storage import content_of, entries_of, is_dir, is_there, storage_errors
 
-__all__ = ["LOG_MARK", "RunDir", "current_run", "jsonable", "now"]
+__all__ = ["LOG_MARK", "RunDir", "current_run", "jsonable", "launch_id", "now"]
 
 logger = logging.getLogger("asyncloop")
 
@@ -58,6 +58,15 @@ class RunDir:
         self._made: list[Path] = []
         """Directories that were not there before, the outermost first; with what is in them they are the run's own."""
         self._owned = False
+        self.is_anothers = False
+        """Whether another process of the same run writes it; this one then only knows where it is."""
+
+    @classmethod
+    def of_another(cls, path: Path, run_id: str, name: str) -> RunDir:
+        """A directory that another process of the same run writes. Whatever this one would write is left out."""
+        rundir = cls(path, run_id, name)
+        rundir.is_anothers = True
+        return rundir
 
     @classmethod
     def plan(cls, root: Path, name: str, exact: Path | None = None) -> RunDir:
@@ -74,6 +83,8 @@ class RunDir:
 
     def create(self, files: Mapping[str, str], entries: Mapping[str, Any]) -> None:
         """Make the directory with its first files; `entries` join run.json. StorageError with path, cause and remedy."""
+        if self.is_anothers:
+            return
         with storage_errors("make the run directory", self.path):
             self._made = [each for each in (*reversed(self.path.parents), self.path) if not is_there(each)]
             self.path.mkdir(parents=True, exist_ok=True)
@@ -142,6 +153,8 @@ class RunDir:
 
         `files` are written anew; `entries` join the record of this resume in run.json. Raises StorageError.
         """
+        if self.is_anothers:
+            return
         with storage_errors("bring back to a checkpoint", self.path):
             for leftover in entries_of(self.path, ".tmp-"):
                 leftover.unlink(missing_ok=True)
@@ -186,6 +199,8 @@ class RunDir:
 
     def update(self, **changes: Any) -> None:
         """Change entries of run.json; readers see the old or the new file, never half of one."""
+        if self.is_anothers:
+            return
         with self._updating:
             times = changes.pop("times", {})
             self._record.update(changes)
@@ -210,12 +225,16 @@ class RunDir:
 
     def snapshot_code(self, folders: Sequence[Path]) -> None:
         """Copy the user's .py and .toml files and note the git revision. What it cannot read is warned about."""
+        if self.is_anothers:
+            return
         for folder in folders:
             copy_code(folder, self.path / "code", self.path)
         self.update(git=git_state(folders))
 
     def open_log(self) -> None:
         """Let log.txt follow this run's records (and only this run's, also with several runs in a process)."""
+        if self.is_anothers:
+            return
         handler = _LogFile(self.path / "log.txt", delay=True, encoding="utf-8")
         handler.setFormatter(RedactingFormatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
         handler.addFilter(lambda record: current_run.get() == self.id)
@@ -328,7 +347,14 @@ def _of_checkpoint(lines: Iterable[bytes], step: int) -> Iterator[bytes]:
 
 def _process() -> dict[str, Any]:
     host = {"name": platform.node(), "pid": os.getpid(), "cpus": os.cpu_count(), "system": platform.platform()}
-    return {"host": host, "versions": _versions(), "command": sys.argv}
+    launch = launch_id()
+    return {"host": host, "versions": _versions(), "command": sys.argv, **({"launch": launch} if launch else {})}
+
+
+def launch_id() -> str | None:
+    """What tells a launch by torchrun from any other, and is the same when it starts its processes again."""
+    launch = os.environ.get("TORCHELASTIC_RUN_ID")
+    return None if launch is None else f"{launch}@{platform.node()}:{os.getppid()}"
 
 
 def _versions() -> dict[str, str]:

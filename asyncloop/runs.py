@@ -21,10 +21,12 @@ from asyncloop.errors import ConfigError
 from asyncloop.evaluation import init_weights
 from asyncloop.live import Run, background
 from asyncloop.preflight import CheckReport, check_names, dry_run
+from asyncloop.processes import as_one, joined, of_first, restarted, shared_directory
 from asyncloop.resuming import Resumption, prepare, reopened, take_over
 from asyncloop.rundir import RunDir
 from asyncloop.threads import off_loop
 from asyncloop.wiring import always_for, check_room, make_directory, parts_of, planned, wire
+from asyncloop.world import World
 
 __all__ = ["check", "open_run", "run", "start"]
 
@@ -76,16 +78,21 @@ async def open_run(
         )
     limit_s = None if max_time is None else seconds_of(max_time)
     options = {"progress": progress, "own_rng": own_rng}
+    world: World | None = await off_loop("joining", joined)
     async with AsyncExitStack() as stack:
-        if engine is not None:
-            rundir = await _directory_of(stack, engine, output_dir, resume, checkpoint, strict)
-        elif resume is not None:
-            own = partial(prepare, resume, source, set=set, checkpoint=checkpoint, force=force, strict=strict)
-            engine, rundir = await _resumed(stack, own, options)
-        else:
-            assert source is not None
-            load = partial(load_config, source, set=set)
-            engine, rundir = await _begun(stack, load, output_dir, init_from, {**options, "debug": debug})
+        with as_one(world):
+            if engine is None and resume is None:
+                again = partial(_restarted, world, source, set, output_dir)
+                resume = await off_loop("opening", again)
+            if engine is not None:
+                rundir = await _directory_of(stack, engine, output_dir, resume, checkpoint, strict, world)
+            elif resume is not None:
+                own = partial(prepare, resume, source, set=set, checkpoint=checkpoint, force=force, strict=strict)
+                engine, rundir = await _resumed(stack, partial(own, world=world), options, world)
+            else:
+                assert source is not None
+                load = partial(load_config, source, set=set)
+                engine, rundir = await _begun(stack, load, output_dir, init_from, {**options, "debug": debug}, world)
         async with background(Run(engine, rundir), limit_s) as live:
             yield live
 
@@ -96,9 +103,10 @@ async def _begun(
     output_dir: str | Path | None,
     init_from: str | Path | None,
     options: dict[str, Any],
+    world: World | None,
 ) -> tuple[Engine, RunDir]:
     """A new run, with its directory made."""
-    config, rundir = await off_loop("opening", planned, load, output_dir)
+    config, rundir = await off_loop("opening", planned, load, output_dir, world)
     parts = await parts_of(stack, config, rundir, own_rng=options["own_rng"])
     engine = wire(parts, **options)
     started_from = None if init_from is None else await init_weights(parts.model, parts.thread, init_from)
@@ -106,11 +114,26 @@ async def _begun(
     await check_room(parts)
     marks = {"tags": [*config.run.tags, "debug"]} if options["debug"] else {}
     await make_directory(parts, {"init_from": started_from, **marks})
+    await _all_there(world)
     return engine, rundir
 
 
+def _restarted(world: World | None, source: Source | None, set: Overrides, output_dir: str | Path | None) -> str | None:
+    """The run that these processes go on with, because their launcher has started them again."""
+    if world is None or source is None:
+        return None
+    exact = None if output_dir is None else Path(output_dir)
+    return of_first(world, lambda: restarted(Path(load_config(source, set=set).run.root), exact))
+
+
+async def _all_there(world: World | None) -> None:
+    """Wait until the first process has made the directory."""
+    if world is not None:
+        await off_loop("opening", world.gather, None)
+
+
 async def _resumed(
-    stack: AsyncExitStack, prepare: Callable[[], Resumption], options: dict[str, Any]
+    stack: AsyncExitStack, prepare: Callable[[], Resumption], options: dict[str, Any], world: World | None
 ) -> tuple[Engine, RunDir]:
     """A run that goes on, with its directory as it was at the checkpoint. Nothing is changed if something is wrong."""
     resumption = await off_loop("opening", prepare)
@@ -126,6 +149,7 @@ async def _resumed(
     await check_names(parts, engine)
     await check_room(parts)
     await off_loop("opening", resumption.take_over)
+    await _all_there(world)
     return engine, resumption.rundir
 
 
@@ -136,22 +160,25 @@ async def _directory_of(
     resume: str | Path | None,
     checkpoint: str | None,
     strict: bool,
+    world: World | None,
 ) -> RunDir | None:
     """The directory for an engine that somebody built: that of the run to resume, or exactly its `output_dir`, if any."""
     path = output_dir or engine.output_dir
     if resume is None and path is None:
         return None
     if resume is not None:
-        rundir, saved = await off_loop("opening", reopened, resume, checkpoint, strict)
+        rundir, saved = await off_loop("opening", reopened, resume, checkpoint, strict, world)
         stack.callback(rundir.close)
         if saved is not None:
             engine.restore(saved)
         await off_loop("opening", take_over, rundir, saved)
     else:
         assert path is not None
-        rundir = await off_loop("opening", RunDir.plan, Path(), "run", Path(path))
+        plan = partial(RunDir.plan, Path(), "run", Path(path))
+        rundir = await off_loop("opening", shared_directory, world, plan)
         stack.callback(rundir.close)
         await off_loop("opening", rundir.create, {}, {"seed": engine.seed, "tags": []})
+    await _all_there(world)
     engine.output_dir = rundir.path
     engine.run_info = replace(engine.run_info, id=rundir.id, name=rundir.name, dir=rundir.path)
     for hook in always_for(rundir, [hook for hook, _ in engine.bus.hooks]):

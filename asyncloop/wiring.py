@@ -12,14 +12,17 @@ from typing import Any
 import anyio
 
 from asyncloop import rng
-from asyncloop.checkpoint import bytes_of, storage_errors
+from asyncloop.checkpoint import bytes_of
 from asyncloop.config import Config, dumps
 from asyncloop.engine import Engine
 from asyncloop.errors import StorageError
 from asyncloop.preflight import Parts, build
+from asyncloop.processes import shared_directory
 from asyncloop.recorder import Recorder
 from asyncloop.rundir import RunDir
+from asyncloop.storage import is_dir, storage_errors
 from asyncloop.threads import OwnThread, off_loop
+from asyncloop.world import World
 
 __all__ = [
     "always_for",
@@ -38,11 +41,13 @@ _SPARE = 2**20
 """Bytes for everything that is not the model's state."""
 
 
-def planned(load: Callable[[], Config], output_dir: str | Path | None) -> tuple[Config, RunDir]:
+def planned(
+    load: Callable[[], Config], output_dir: str | Path | None, world: World | None = None
+) -> tuple[Config, RunDir]:
     """The config, and a new directory for its run. Blocks, and imports the user's modules."""
     config = load()
     exact = None if output_dir is None else Path(output_dir)
-    return config, RunDir.plan(Path(config.run.root), config.run.name, exact)
+    return config, shared_directory(world, lambda: RunDir.plan(Path(config.run.root), config.run.name, exact))
 
 
 async def parts_of(stack: AsyncExitStack, config: Config, rundir: RunDir, *, own_rng: bool = False) -> Parts:
@@ -129,11 +134,13 @@ async def made(
 
 async def check_room(parts: Parts) -> None:
     """StorageError if the disk has no room for two checkpoints: one is written while the one before stays."""
+    if parts.rundir.is_anothers:
+        return
     needed = 2 * await parts.thread.call(lambda: bytes_of(parts.model.state_dict())) + _SPARE
 
     def free() -> tuple[Path, int]:
         with storage_errors("look for room for", parts.rundir.path):
-            there = next(each for each in (parts.rundir.path, *parts.rundir.path.parents) if each.is_dir())
+            there = next(each for each in (parts.rundir.path, *parts.rundir.path.parents) if is_dir(each))
             return there, shutil.disk_usage(there).free
 
     there, n_free = await off_loop("room", free)

@@ -1,10 +1,13 @@
-"""World: the processes that train one model together. Each runs the same program; what a model's library offers for it."""
+"""World: the processes that train one model together. Started by a launcher with the same command, each with its part of the data."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-__all__ = ["World"]
+__all__ = ["Launch", "World", "launched"]
 
 
 class World(Protocol):
@@ -33,3 +36,28 @@ class World(Protocol):
     def fail(self, reason: str) -> None:
         """Tell the others why this process ends, so that they end, too. Any thread; does not wait."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """Who this process is among `size`; `local_rank` counts those on its machine."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+
+
+_LAUNCHERS: Mapping[str, tuple[str, str, str]] = {
+    "MASTER_ADDR": ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
+    "SLURM_STEP_ID": ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
+}
+"""A variable that torchrun or srun sets → those that say who is who."""
+
+
+def launched() -> Launch:
+    """What the launcher says; alone if there is none."""
+    for launcher, names in _LAUNCHERS.items():
+        values = [os.environ.get(name, "") for name in names]
+        if launcher in os.environ and all(value.isdecimal() for value in values):
+            return Launch(*map(int, values))
+    return Launch()

@@ -43,8 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     plan = Plan(options.quick, 0.25 if options.quick else 1.0)
     names = options.scenarios or (QUICK if options.quick else list(known))
-    n_rounds = options.rounds or (3 if options.quick else 5)
-    results = [_measured(name, plan, n_rounds, options.systems, options.results, console) for name in names]
+    results = [_measured(name, plan, options.rounds, options.systems, options.results, console) for name in names]
     if options.charts:
         from bench.charts import draw_all
 
@@ -58,7 +57,7 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help="default: all, or a selection with --quick")
     parser.add_argument("--quick", action="store_true", help="two minutes: few batches, three rounds, quick starters")
     parser.add_argument("--systems", type=_names, default=[], metavar="A,B", help="only these, beside the references")
-    parser.add_argument("--rounds", type=int, help="default: 5, with --quick 3")
+    parser.add_argument("--rounds", type=int, help="default: 5, with --quick 3; soak: 1")
     parser.add_argument("--results", type=Path, default=ROOT / "results", metavar="DIR", help="where the JSON goes")
     parser.add_argument("--charts", type=Path, metavar="DIR", help="draw charts of all results there are into DIR")
     parser.add_argument("--list", action="store_true", help="what there is, and what is not installed")
@@ -78,8 +77,11 @@ def _list(console: Console) -> None:
         console.print(f"{system.family:12}{name:40}{missing(system.needs) or ''}", highlight=False)
 
 
-def _measured(name: str, plan: Plan, n_rounds: int, families: list[str], folder: Path, console: Console) -> Result:
+def _measured(
+    name: str, plan: Plan, n_rounds: int | None, families: list[str], folder: Path, console: Console
+) -> Result:
     scenario = scenarios()[name](plan)
+    n_rounds = n_rounds or scenario.n_rounds or (3 if plan.quick else 5)
     with console.status(f"{name} …") as status:
 
         def progress(line: str) -> None:

@@ -114,6 +114,8 @@ class Scenario:
     remarks: Sequence[str] = ()
     main: Sequence[str] = MAIN
     """The rows that others are compared with."""
+    n_rounds: int | None = None
+    """How many rounds, if nobody says; for what is long and repeats itself inside."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,12 +23,14 @@ from asyncloop.torch.lane import Lane
 from asyncloop.torch.losses import LOSS_KEYS, Losses, looked_up
 from asyncloop.torch.metrics import METRIC_KEYS, PassMetrics
 from asyncloop.torch.numerics import Numerics, Precision
+from asyncloop.torch.parallel import Parallel, Spread, stated
 from asyncloop.torch.pretrained import Pretrained, load_pretrained
 from asyncloop.torch.profiling import Profile, Profiler
 from asyncloop.torch.schedules import Schedule
 from asyncloop.torch.stages import Stage, Stages
-from asyncloop.torch.states import copied_into, differences, refuse_different, tensor_of
+from asyncloop.torch.states import copied_into, differences, fill, refuse_different
 from asyncloop.torch.updates import OPTIMIZER_KEYS, Clip, Updates
+from asyncloop.torch.world import join
 
 __all__ = ["TorchModel"]
 
@@ -66,6 +68,7 @@ class TorchModel:
     * `compile`: true, or the arguments of torch.compile. `cuda_graphs`: captured as CUDA graphs, on GPUs.
     * `checkpoint_activations`: patterns of submodules whose activations are computed again in the backward pass.
     * `device`: auto, cpu, cuda, cuda:1, mps. `ahead`: batches copied to it before their steps.
+    * `parallel`: how several processes share it: ddp (auto), fsdp, or a table (see Parallel).
     * `on_oom`: "error", or "skip": the step changes nothing, is counted in `out_of_memory`, and the run goes on.
     * `deterministic`, `detect_anomaly`, `channels_last`, `profile` (see Profile).
 
@@ -101,8 +104,10 @@ class TorchModel:
         ahead: int | None = None,
         on_oom: Literal["error", "skip"] = "error",
         profile: Profile | None = None,
+        parallel: Literal["auto", "ddp", "fsdp"] | Parallel = "auto",
         output_dir: str | Path | None = None,
     ) -> None:
+        self.world = join()
         self.device = _chosen(device)
         self._inputs = inputs if isinstance(inputs, Mapping) else listed(inputs)
         self._outputs = listed(outputs)
@@ -118,6 +123,8 @@ class TorchModel:
             self.module.get_parameter(name).requires_grad_(False)
         _recompute_activations(self.module, checkpoint_activations)
         self._place(channels_last)
+        self._spread = Spread(self.module, stated(parallel), self.world, self.device)
+        self._refuse_alone_only(precision)
         self.metrics = None if metrics is None else PassMetrics(metrics, self.device)
         self._numerics = Numerics(precision, self.device, deterministic=deterministic, detect_anomaly=detect_anomaly)
         self.updates = self._updates(optimizer, schedule, clip)
@@ -125,7 +132,9 @@ class TorchModel:
         self._stages = self._staged(stages)
         self._active: Sequence[str] | None = None
         self._profiler = None if profile is None else Profiler(of_kind("profile", Profile, profile), _path(output_dir))
-        self._compiled = _compiled(self.module, compile, cuda_graphs)
+        compiled = partial(_compiled, given=compile, cuda_graphs=cuda_graphs)
+        self._training_net = self._spread.wrapped(compiled, unused=self._stages is not None)
+        self._evaluating_net = self._training_net if self.world is None else compiled(self.module)
         self._cuda_graphs = cuda_graphs
         self._trains = True
         self._modes: list[tuple[nn.Module, bool]] = []
@@ -187,8 +196,13 @@ class TorchModel:
 
     @property
     def net(self) -> Callable[..., Any]:
-        """The module to call in a step: as it is, or compiled."""
-        return self._compiled
+        """The module to call in a step: as it is, compiled, or the form of it that many processes train."""
+        return self._training_net if self._trains else self._evaluating_net
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether this process has only its shares of the weights, and so saves and loads only those."""
+        return self._spread.is_sharded
 
     def run(self, batch: Batch, *, train: bool, stream: str) -> Mapping[str, Any]:
         """One step: outputs, for `train=True` after one update. Thread: the model's."""
@@ -218,17 +232,23 @@ class TorchModel:
             self._active = self._stages.enter(updates.n_updates)
         updates.prepare()
         rate = updates.rate
+        weight = self._spread.weight_of(batch)
+        cut = list(self._parts(sources, batch, stream))
         parts: list[tuple[float, Mapping[str, Any]]] = []
-        for share, part in self._parts(sources, batch, stream):
-            with self._numerics.autocast:
-                outputs = self.step(part, train=True, stream=stream)
-            updates.backward(_loss_in(outputs, share))
-            parts.append((share, {name: _detached(value, self._cuda_graphs) for name, value in outputs.items()}))
+        for number, (share, part) in enumerate(cut):
+            with self._spread.gathering(last=number == len(cut) - 1):
+                with self._numerics.autocast:
+                    outputs = self.step(part, train=True, stream=stream)
+                updates.backward(_loss_in(outputs, share * weight))
+            if share:
+                parts.append((share, {name: _detached(value, self._cuda_graphs) for name, value in outputs.items()}))
+        if self.losses is not None:
+            self._spread.average_gradients(self.losses.parameters())
         told = updates.update()
         if self.average is not None:
             self.average.follow(updates.n_updates)
         if self.metrics is not None:
-            for (_, outputs), (_, part) in zip(parts, self._parts(sources, batch, stream), strict=True):
+            for (_, outputs), (_, part) in zip(parts, cut, strict=False):
                 self.metrics.update(stream, {**part, **outputs})
         if self._profiler is not None:
             self._profiler.after_step(updates.n_updates)
@@ -237,7 +257,7 @@ class TorchModel:
     def _evaluate(self, sources: Mapping[str, Any], stream: str) -> dict[str, Any]:
         self._set_mode(train=False)
         try:
-            with torch.inference_mode(), self._numerics.autocast:
+            with self._spread.evaluating(), self._numerics.autocast:
                 outputs = self.step(sources, train=False, stream=stream)
             if self.metrics is not None:
                 self.metrics.update(stream, {**sources, **outputs})
@@ -249,7 +269,7 @@ class TorchModel:
     def _parts(
         self, sources: Mapping[str, Any], batch: Batch, stream: str
     ) -> Iterator[tuple[float, Mapping[str, Any]]]:
-        """The microbatches, and each one's share of the examples."""
+        """The microbatches, and each one's share of the examples; with shares of the weights as many everywhere."""
         if self._microbatches == 1:
             yield 1.0, sources
             return
@@ -260,6 +280,8 @@ class TorchModel:
             end = begin + size + (number < rest)
             yield (end - begin) / n, {name: _cut(value, begin, end) for name, value in sources.items()}
             begin = end
+        for _ in range(n, self._microbatches if self.is_sharded else 0):  # its weights are wanted by the others
+            yield 0.0, {name: _cut(value, 0, 1) for name, value in sources.items()}
 
     def _handed(self, parts: list[tuple[float, Mapping[str, Any]]]) -> dict[str, Any]:
         """Outputs as hooks get them: scalars weighted over the microbatches, anything larger only on demand."""
@@ -397,6 +419,14 @@ class TorchModel:
 
     # --- building -----------------------------------------------------------------------------------------------
 
+    def _refuse_alone_only(self, precision: Precision) -> None:
+        if self.world is not None and self._on_oom == "skip":
+            raise ConfigError(
+                "on_oom = 'skip' would leave the other processes waiting; use 'error' with several processes"
+            )
+        if self.is_sharded and precision == "fp16":
+            raise ConfigError("precision = 'fp16' needs whole weights; use bf16 with parallel = 'fsdp'")
+
     def _place(self, channels_last: bool) -> None:
         self.module.to(self.device)
         if channels_last:
@@ -494,7 +524,7 @@ def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
 
-def _compiled(module: nn.Module, given: bool | Mapping[str, Any], cuda_graphs: bool) -> Callable[..., Any]:
+def _compiled(module: nn.Module, *, given: bool | Mapping[str, Any], cuda_graphs: bool) -> Callable[..., Any]:
     if not given and not cuda_graphs:
         return module
     options: dict[str, Any] = {} if isinstance(given, bool) else dict(given)
@@ -557,4 +587,4 @@ def _cut(value: Any, begin: int, end: int) -> Any:
 @torch.no_grad()
 def _copy(there: Mapping[str, Tensor], given: Mapping[str, Any]) -> None:
     for name, tensor in there.items():
-        tensor.copy_(tensor_of(given[name]))
+        fill(tensor, given[name])

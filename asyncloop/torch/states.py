@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from asyncloop.errors import ModelError
 
-__all__ = ["copied_into", "differences", "refuse_different", "tensor_of", "tensors_of"]
+__all__ = ["copied_into", "differences", "fill", "refuse_different", "tensor_of", "tensors_of"]
 
 
 def tensor_of(value: Any) -> Tensor:
@@ -52,7 +52,21 @@ def refuse_different(problems: list[str], who: str) -> None:
 def copied_into(module: nn.Module, given: Mapping[str, Any]) -> None:
     """Copy arrays that fit into a module's parameters and buffers."""
     for name, tensor in module.state_dict().items():
-        tensor.copy_(tensor_of(given[name]))
+        fill(tensor, given[name])
+
+
+@torch.no_grad()
+def fill(tensor: Tensor, given: Any) -> None:
+    """Put the values of a saved array into a tensor that is there; of one that processes share, this one's part."""
+    chunks = getattr(tensor, "__create_chunk_list__", None)  # what PyTorch's own checkpoints go by
+    if chunks is None:
+        tensor.copy_(tensor_of(given))
+        return
+    local: Tensor = tensor.to_local()  # pyright: ignore[reportAttributeAccessIssue]
+    for chunk in chunks():
+        if local.numel():
+            where = tuple(slice(at, at + n) for at, n in zip(chunk.offsets, chunk.sizes, strict=True))
+            local.copy_(tensor_of(given[where]))
 
 
 def _some(names: list[str]) -> str:

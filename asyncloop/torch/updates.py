@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from asyncloop.errors import ConfigError
 from asyncloop.nested import build, is_nested, named
 from asyncloop.torch.arguments import matching
+from asyncloop.torch.parallel import full
 from asyncloop.torch.schedules import Plateau, Schedule
-from asyncloop.torch.states import differences, tensors_of
+from asyncloop.torch.states import differences, fill, tensors_of
 
 __all__ = ["OPTIMIZER_KEYS", "Clip", "Updates"]
 
@@ -133,7 +134,7 @@ class Updates:
     def _clipped(self, clip: Clip) -> dict[str, Any]:
         parameters = list(self.parameters.values())
         if clip.norm is not None:
-            return {"grad_norm": nn.utils.clip_grad_norm_(parameters, clip.norm, clip.norm_type)}
+            return {"grad_norm": full(nn.utils.clip_grad_norm_(parameters, clip.norm, clip.norm_type))}
         assert clip.value is not None
         nn.utils.clip_grad_value_(parameters, clip.value)
         return {}
@@ -178,7 +179,9 @@ class Updates:
         kept = self.optimizer.state_dict()
         order = [self._names[id(each)] for group in self._groups for each in group["params"]]
         kept["state"] = {
-            n: tensors_of(state["optimizer"][name]) for n, name in enumerate(order) if name in state["optimizer"]
+            n: _parts_of(self.parameters[name], state["optimizer"][name])
+            for n, name in enumerate(order)
+            if name in state["optimizer"]
         }
         self.optimizer.load_state_dict(kept)
         own = self._configured
@@ -203,6 +206,18 @@ class Updates:
             {key: _plain(value) for key, value in group.items() if key != "params" and _is_plain(value)}
             for group in self._groups
         ]
+
+
+def _parts_of(parameter: nn.Parameter, kept: Mapping[str, Any]) -> dict[str, Any]:
+    """What an optimizer kept of a parameter; of one that processes share, this one's part of it."""
+    found: dict[str, Any] = {}
+    for key, value in kept.items():
+        if key in _ELEMENTWISE and hasattr(value, "shape"):
+            found[key] = torch.zeros_like(parameter.detach())
+            fill(found[key], value)
+        else:
+            found[key] = tensors_of(value)
+    return found
 
 
 def _optimizer(given: Any, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:

@@ -11,7 +11,7 @@ from bench.harness import Reading, WrongResult
 
 __all__ = ["probed"]
 
-TIMEOUT_S = 300
+TIMEOUT_S = 900
 
 
 def probed(name: str, *arguments: str) -> Reading:

@@ -48,4 +48,5 @@ def scenarios() -> dict[str, Callable[[Plan], Scenario]]:
         "latency": latency.latency,
         "lag": lag.lag,
         "memory": memory.memory,
+        "soak": memory.soak,
     }

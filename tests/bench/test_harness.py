@@ -190,3 +190,19 @@ def test_the_exit_code_tells_of_invalid_rows_and_with_check_of_missed_goals(
     assert program.main(arguments) == 1
     assert "INVALID: mine" in capsys.readouterr().out
     assert program.main(["no-such"]) == 2 == program.main(["--systems", "no-such"])
+
+
+def test_a_scenario_that_says_how_many_rounds_it_takes_gets_so_many_unless_one_is_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def n_rounds(*arguments: str) -> int:
+        rows = [scripted("mine", [1] * 9)]
+        monkeypatch.setattr(program, "scenarios", lambda: {"long": lambda plan: replace(scenario, rows=rows)})
+        program.main([*arguments, "--results", str(tmp_path)])
+        return json.loads(next(tmp_path.iterdir()).read_text())["rounds"]
+
+    scenario = Scenario("long", "", [], [SECONDS], n_rounds=1)
+    assert n_rounds() == 1
+    assert n_rounds("--rounds", "2") == 2
+    scenario = replace(scenario, n_rounds=None)
+    assert n_rounds() == 5

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from bench.harness import Plan, run_scenario
+from bench.probes import probed
 from bench.report import console, print_result, write_json
 from bench.scenarios import QUICK, scenarios
 from bench.systems.registry import missing
@@ -44,6 +45,11 @@ def test_results_name_neither_the_machine_nor_its_user(tmp_path: Path) -> None:
     text = write_json(result, tmp_path, quick=True).read_text()
     assert socket.gethostname() not in text
     assert os.path.expanduser("~") not in text
+
+
+@pytest.mark.parametrize("loop", ["plain", "asyncio"])
+def test_a_hundred_epochs_leave_nothing_behind_that_grows_with_their_batches(loop: str) -> None:
+    assert probed("soak", loop, "100", "1000")["growth_mib"] < 3
 
 
 def test_the_quick_selection_is_made_of_scenarios() -> None:
