@@ -26,6 +26,7 @@ from safetensors import SafetensorError
 
 from asyncloop.control import Claim
 from asyncloop.errors import CheckpointError, NonFiniteError, StorageError
+from asyncloop.shards import Shard, ShardedArray, read_shards, shard_file, shard_of, shards_as_safetensors, split
 from asyncloop.storage import (
     clear_away,
     content_of,
@@ -38,10 +39,12 @@ from asyncloop.storage import (
     storage_errors,
 )
 from asyncloop.trees import Buffer, RawTensor, decoded, encoded, read_safetensors, safetensors
+from asyncloop.world import World
 
 __all__ = [
     "FORMAT",
     "Checkpoints",
+    "Parts",
     "Saved",
     "bytes_of",
     "copy_state",
@@ -79,6 +82,8 @@ def copy_state(state: Any) -> Any:
         return {key: copy_state(value) for key, value in cast("Mapping[Any, Any]", state).items()}
     if isinstance(state, list | tuple):
         return [copy_state(value) for value in cast("Sequence[Any]", state)]
+    if hasattr(state, "__create_chunk_list__"):
+        return shard_of(state.detach(), _copy_of_tensor)
     if hasattr(state, "detach"):
         return _copy_of_tensor(state.detach())
     if isinstance(state, np.ndarray):
@@ -117,6 +122,8 @@ def nonfinite_leaf(state: Any, path: str = "") -> str | None:
             found = nonfinite_leaf(value, f"{path}/{key}" if path else str(key))
             if found:
                 return found
+    elif isinstance(state, Shard):
+        return nonfinite_leaf(state.array, path)
     elif isinstance(state, RawTensor):
         if not state.tensor().float().isfinite().all():
             return path
@@ -147,18 +154,25 @@ class Checkpoints:
         self.directory = directory
         self._claims: dict[str, list[str]] = self._read_claims()
 
-    def write(self, step: int, parts: Parts, engine: Mapping[str, Any], claims: Iterable[Claim]) -> Path:
+    def write(
+        self,
+        step: int,
+        parts: Parts,
+        engine: Mapping[str, Any],
+        claims: Iterable[Claim],
+        world: World | None = None,
+    ) -> Path:
         """Write one complete checkpoint, move the pointers, remove what nobody claims any more; its directory.
 
-        `parts` are copies (`copy_state`) of the states of `model`, `hooks` and `epoch`. Raises StorageError; the
-        checkpoints before stay untouched then.
+        `parts` are copies (`copy_state`) of the states of `model`, `hooks` and `epoch`. With a `world` its other
+        processes call `write_shards` meanwhile. Raises StorageError; the checkpoints before stay untouched then.
         """
         name = f"step-{step:08d}"
         target = self.directory / name
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
             claims = list(claims)
-            self._write_new(target, step, parts, engine, claims)
+            self._write_new(target, step, parts, engine, claims, world)
             self._settle(name, claims)
         except OSError as error:
             clear_away(self.directory / f".tmp-{name}")  # give the space back
@@ -166,6 +180,27 @@ class Checkpoints:
                 raise
             raise storage_error("write the checkpoint", target, error, CheckpointError) from error
         return target
+
+    def write_shards(self, step: int, model: Any, world: World) -> None:
+        """Write this process's shards of the model's state, for the first process to take into its checkpoint.
+
+        Raises StorageError, which the first process hears of, too.
+        """
+        own = self.directory / f".tmp-step-{step:08d}-{world.rank}"
+        said: dict[str, Any] = {"failed": "it was interrupted"}
+        try:
+            clear_away(own)
+            own.mkdir(parents=True, exist_ok=True)
+            _, shards = split(encoded(model)[1])
+            name = shard_file("model", world.rank, world.size)
+            said = {"file": name, "entry": write_synced(own / name, *shards_as_safetensors(shards)), "at": str(own)}
+        except OSError as error:
+            told = storage_error("write the checkpoint", own, error, CheckpointError)
+            said = {"failed": str(told)}
+            clear_away(own)
+            raise told from error
+        finally:
+            world.gather_beside(said)
 
     def read(self, name: str = "latest") -> Saved:
         """Read a checkpoint by directory name, pointer (`latest`, `best`) or step; every file's hash is checked."""
@@ -178,12 +213,24 @@ class Checkpoints:
                 raise CheckpointError(f"{path} has format {manifest.get('format')!r}; this version reads {FORMAT}")
             if written != sealed(manifest):
                 raise CheckpointError(f"{path / 'manifest.json'} is damaged: its SHA-256 is not the one it states")
-            files = {file: read_verified(path / file, entry) for file, entry in manifest["files"].items()}
+            in_shards = [file for file in manifest["files"] if ".shard-" in file]
+            files = {
+                file: read_verified(path / file, entry)
+                for file, entry in manifest["files"].items()
+                if file not in in_shards
+            }
+            for file in in_shards:
+                verify(path / file, manifest["files"][file])
             state = json.loads(files["state.json"])
             arrays = {
                 part: read_safetensors(files[f"{part}.safetensors"]) for part in state if f"{part}.safetensors" in files
             }
-            parts = {part: decoded(state[part], arrays.get(part, {})) for part in state}
+            pieces = read_shards(path / file for file in in_shards)
+
+            def whole(name: str, shape: list[int]) -> ShardedArray:
+                return ShardedArray(shape, *pieces[name])
+
+            parts = {part: decoded(state[part], arrays.get(part, {}), whole) for part in state}
             model, hooks, epoch = parts["model"], parts["hooks"], parts.get("epoch", {})
         except (ValueError, KeyError, TypeError, SafetensorError) as error:
             raise CheckpointError(f"{path} is damaged: {error}") from error
@@ -285,23 +332,62 @@ class Checkpoints:
                     self._settle(names[0], [Claim(*claim) for claim in manifest["claims"]])
 
     def _write_new(
-        self, target: Path, step: int, parts: Parts, engine: Mapping[str, Any], claims: Iterable[Claim]
+        self,
+        target: Path,
+        step: int,
+        parts: Parts,
+        engine: Mapping[str, Any],
+        claims: Iterable[Claim],
+        world: World | None,
     ) -> None:
         aside = self.directory / f".tmp-{target.name}"
-        clear_away(aside)
-        aside.mkdir()
-        trees = {part: encoded(state) for part, state in parts.items()}
-        files: dict[str, list[Buffer]] = {"state.json": [_json({part: tree for part, (tree, _) in trees.items()})]}
-        for part, (_, arrays) in trees.items():
-            if arrays or part == "model":
-                files[f"{part}.safetensors"] = safetensors(arrays)
-        written = {name: write_synced(aside / name, *buffers) for name, buffers in sorted(files.items())}
+        if world is None:
+            written = self._write_parts(aside, parts, "")
+        else:
+            written = self._write_with_others(aside, parts, world)
         wanted = [[claim.owner, claim.keep, claim.pointer] for claim in claims]
         manifest: dict[str, Any] = {
             "format": FORMAT, "step": step, "engine": engine, "claims": wanted, "files": written
         }  # fmt: skip
         write_synced(aside / "manifest.json", sealed(manifest))
         _sync_directory(aside)
+        self._put_in_place(aside, target)
+
+    def _write_with_others(self, aside: Path, parts: Parts, world: World) -> dict[str, Any]:
+        """The files of this process, and the others' shards moved beside them; what the manifest says of all."""
+        failure: OSError | None = None
+        written: dict[str, Any] = {}
+        try:
+            written = self._write_parts(aside, parts, shard_file("model", world.rank, world.size))
+        except OSError as error:
+            failure = error
+        others = world.gather_beside({} if failure is None else {"failed": str(failure)})[1:]
+        if failure is not None:
+            raise failure
+        lost = [f"process {rank}: {each['failed']}" for rank, each in enumerate(others, 1) if "failed" in each]
+        if lost:
+            raise CheckpointError(f"the checkpoint is not whole: {'; '.join(lost)}")
+        for each in others:
+            os.rename(Path(each["at"]) / each["file"], aside / each["file"])
+            clear_away(Path(each["at"]))
+            written[each["file"]] = each["entry"]
+        return written
+
+    def _write_parts(self, aside: Path, parts: Parts, own_shards: str) -> dict[str, Any]:
+        """Every part as JSON and arrays, and this process's shards, if there are any, in a file of that name."""
+        clear_away(aside)
+        aside.mkdir()
+        trees = {part: encoded(state) for part, state in parts.items()}
+        files: dict[str, list[Buffer]] = {"state.json": [_json({part: tree for part, (tree, _) in trees.items()})]}
+        for part, (_, leaves) in trees.items():
+            arrays, shards = split(leaves)
+            if arrays or part == "model":
+                files[f"{part}.safetensors"] = safetensors(arrays)
+            if shards:
+                files[own_shards] = shards_as_safetensors(shards)
+        return {name: write_synced(aside / name, *buffers) for name, buffers in sorted(files.items())}
+
+    def _put_in_place(self, aside: Path, target: Path) -> None:
         if is_there(target):  # the same step again, with a later record (an epoch's end after a pause, say)
             before = self.directory / f".tmp-before-{target.name}"
             clear_away(before)
@@ -393,6 +479,13 @@ def sealed(record: Mapping[str, Any]) -> bytes:
     """A record as JSON with the SHA-256 of the rest in it: what was read is whole if this gives it again."""
     rest = {key: value for key, value in record.items() if key != "sha256"}
     return _json({**rest, "sha256": _digest(_json(rest))})
+
+
+def verify(path: Path, entry: Mapping[str, Any]) -> None:
+    """CheckpointError if a file is not what `write_synced` wrote when it gave this entry. Keeps nothing of it in memory."""
+    with open(path, "rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:
+            raise CheckpointError(f"{path} is damaged: its SHA-256 is not the one that was noted")
 
 
 def read_verified(path: Path, entry: Mapping[str, Any]) -> bytes:

@@ -27,12 +27,14 @@ from asyncloop.kept_outputs import (
 from asyncloop.live import Run, background
 from asyncloop.model_thread import ModelThread
 from asyncloop.preflight import Parts, build, build_hooks
+from asyncloop.processes import as_one, joined, shared_directory
 from asyncloop.recorder import Recorder
 from asyncloop.rundir import RunDir
 from asyncloop.saved_config import SavedConfig
 from asyncloop.stream import check_streams
 from asyncloop.threads import off_loop
 from asyncloop.wiring import engine_of, made, with_display
+from asyncloop.world import World
 
 __all__ = ["init_weights", "load_model", "open_evaluation"]
 
@@ -192,9 +194,14 @@ async def open_evaluation(
             "keep_outputs goes without output_dir and without callbacks_only"
         )
 
+    world: World | None = await off_loop("joining", joined)
+    if world is not None and (keep_outputs or callbacks_only):
+        raise ConfigError("outputs are kept, and run over again, by one process: start it without torchrun or srun")
+
     def plan() -> _Plan:
         path = find_run(run)
-        rundir = RunDir.plan(path / "eval", "-".join(streams)[:100], None if output_dir is None else Path(output_dir))
+        exact = None if output_dir is None else Path(output_dir)
+        rundir = shared_directory(world, lambda: RunDir.plan(path / "eval", "-".join(streams)[:100], exact))
         if callbacks_only:
             kept = {stream: find_kept(path, stream, checkpoint) for stream in streams}
             load = partial(SavedConfig(path).load, config, set=_also(set, "model.class", KeptModel.class_in_config))
@@ -206,9 +213,10 @@ async def open_evaluation(
         return _Plan(path, None if saved is None else saved.path.name, saved, {}, groups, rundir, list(streams))
 
     async with AsyncExitStack() as stack:
-        planned = await off_loop("config", plan)
-        rundir = planned.rundir
-        built = await _built(stack, planned)
+        with as_one(world):
+            planned = await off_loop("config", plan)
+            rundir = planned.rundir
+            built = await _built(stack, planned)
         engines = [
             (_evaluator(parts, planned, progress, own_rng, keep_outputs), group.streams) for group, parts in built
         ]
@@ -247,7 +255,7 @@ async def _built(stack: AsyncExitStack, plan: _Plan) -> list[tuple[_Group, Parts
     rundir, saved = plan.rundir, plan.saved
     for group in plan.groups:
         config = group.config
-        own = rundir if len(plan.groups) == 1 else RunDir(rundir.path / group.streams[0], rundir.id, rundir.name)
+        own = rundir if len(plan.groups) == 1 else rundir.inside(group.streams[0])
         same = next((p for g, p in built if (g.config.dataset, g.config.model) == (config.dataset, config.model)), None)
         if same is None:
             parts = await stack.enter_async_context(build(config, own))

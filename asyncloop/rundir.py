@@ -68,6 +68,12 @@ class RunDir:
         rundir.is_anothers = True
         return rundir
 
+    def inside(self, name: str) -> RunDir:
+        """A directory in this one, for a part of the same run; it has no lock and no run.json of its own."""
+        part = RunDir(self.path / name, self.id, self.name)
+        part.is_anothers = self.is_anothers
+        return part
+
     @classmethod
     def plan(cls, root: Path, name: str, exact: Path | None = None) -> RunDir:
         """Where the run will live: `root/<name>-<stamp>-<id>`, or exactly `exact`, which must be absent or empty."""

@@ -109,6 +109,7 @@ async def _begun(
     config, rundir = await off_loop("opening", planned, load, output_dir, world)
     parts = await parts_of(stack, config, rundir, own_rng=options["own_rng"])
     engine = wire(parts, **options)
+    _refuse_lonely(engine, world)
     started_from = None if init_from is None else await init_weights(parts.model, parts.thread, init_from)
     await check_names(parts, engine)
     await check_room(parts)
@@ -126,6 +127,15 @@ def _restarted(world: World | None, source: Source | None, set: Overrides, outpu
     return of_first(world, lambda: restarted(Path(load_config(source, set=set).run.root), exact))
 
 
+def _refuse_lonely(engine: Engine, world: World | None) -> None:
+    """ConfigError if several processes were started for a model that one trains."""
+    if world is not None and getattr(engine.model, "world", None) is None:
+        raise ConfigError(
+            f"{type(engine.model).__name__} is trained by one process, and {world.size} were started; "
+            "asyncloop.torch:TorchModel can be trained by several"
+        )
+
+
 async def _all_there(world: World | None) -> None:
     """Wait until the first process has made the directory."""
     if world is not None:
@@ -140,6 +150,7 @@ async def _resumed(
     stack.callback(resumption.rundir.close)
     parts = await parts_of(stack, resumption.config, resumption.rundir, own_rng=options["own_rng"])
     engine = wire(parts, **options)
+    _refuse_lonely(engine, world)
     if resumption.saved is not None:
         engine.restore(resumption.saved)
         if resumption.has_other_model:
@@ -163,6 +174,7 @@ async def _directory_of(
     world: World | None,
 ) -> RunDir | None:
     """The directory for an engine that somebody built: that of the run to resume, or exactly its `output_dir`, if any."""
+    _refuse_lonely(engine, world)
     path = output_dir or engine.output_dir
     if resume is None and path is None:
         return None

@@ -9,7 +9,8 @@ meanwhile says what hooks and generators were before it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from anyio.abc import TaskGroup
 
 from asyncloop import rng
 from asyncloop.bus import EventBus, Marker
-from asyncloop.checkpoint import Checkpoints, copy_state, refuse_nonfinite
+from asyncloop.checkpoint import Checkpoints, Parts, copy_state, refuse_nonfinite
 from asyncloop.control import Claim, PendingCheckpoint
 from asyncloop.epoch import EpochRecord, last_state, savable
 from asyncloop.errors import CheckpointError
@@ -30,6 +31,7 @@ from asyncloop.redact import redacted
 from asyncloop.rundir import LOG_MARK
 from asyncloop.standing import Standing
 from asyncloop.threads import OwnThread
+from asyncloop.world import World
 
 __all__ = ["Capture", "Saver"]
 
@@ -147,7 +149,8 @@ class Saver:
         marker = held.marker if held else self._bus.mark(None if epoch is None else epoch.logged_by)
         self._saved_step = step
         if self._is_written_elsewhere:
-            return Capture(step, {}, {}, record, marker)
+            state = self._model.state_dict if self._is_sharded else dict
+            return Capture(step, await self._thread.call(lambda: copy_state(state())), {}, record, marker)
         model, kept = await self._thread.call(lambda: (copy_state(self._model.state_dict()), copy_state(place())))
         return Capture(step, model, kept, record, marker)
 
@@ -166,10 +169,12 @@ class Saver:
         """Write what was captured in the background; one checkpoint serves all `requests`."""
         if self._is_written_elsewhere:
             self._waiting[capture.step] = requests
-            return
+            if not self._is_sharded:
+                return
         self._saving = anyio.Event()
         self._in_flight = capture.record["epoch"], capture.step
-        self._tasks.start_soon(self._write, capture, requests, self._saving)
+        write = self._write_shards if self._is_written_elsewhere else self._write
+        self._tasks.start_soon(write, capture, requests, self._saving)
 
     async def written(self) -> None:
         """Wait until the checkpoint in flight is complete (or has failed)."""
@@ -200,9 +205,7 @@ class Saver:
                 # A checkpoint that lacks something takes nobody's place among those that do not.
                 claims = [_NOT_WHOLE] if lacks else [request.claim for request in requests]
                 record = {**capture.record, "lacks": lacks} if lacks else capture.record
-                if self._checks_weights:
-                    await self._writer.call(refuse_nonfinite, step, capture.model)
-                path = await self._writer.call(self._checkpoints.write, step, parts, record, claims)
+                path = await self._writer.call(self._written, step, parts, record, claims)
             except Exception as error:
                 self._unsaved.append(f"the checkpoint of step {step}")
                 _refuse(requests, error)
@@ -217,6 +220,42 @@ class Saver:
                 self._in_flight = None
                 saving.set()
 
+    def _written(self, step: int, parts: Parts, record: Mapping[str, Any], claims: Sequence[Claim]) -> Path:
+        """In the writer's thread: the checkpoint's directory. Weights that are not finite go into none."""
+        assert self._checkpoints is not None
+        together = self._peers.world if self._peers is not None and self._is_sharded else None
+        if self._checks_weights:
+            with _told_to(together):
+                refuse_nonfinite(step, parts["model"])
+        return self._checkpoints.write(step, parts, record, claims, together)
+
+    async def _write_shards(self, capture: Capture, requests: Sequence[PendingCheckpoint], saving: anyio.Event) -> None:
+        """This process's part of a checkpoint that the first process writes."""
+        assert self._checkpoints is not None
+        assert self._writer is not None
+        assert self._peers is not None
+        checkpoints, world = self._checkpoints, self._peers.world
+
+        def write() -> None:
+            if self._checks_weights:
+                with _told_to(world):
+                    refuse_nonfinite(capture.step, capture.model)
+            checkpoints.write_shards(capture.step, capture.model, world)
+
+        with anyio.CancelScope(shield=True):
+            try:
+                await self._writer.call(write)
+            except Exception as error:
+                self._unsaved.append(f"the checkpoint of step {capture.step}")
+                self._on_failure(error)
+            finally:
+                self._in_flight = None
+                saving.set()
+
+    @property
+    def _is_sharded(self) -> bool:
+        return bool(getattr(self._model, "is_sharded", False))
+
     def _lost_before(self, capture: Capture, hooks: Mapping[str, Any]) -> list[str]:
         """What a failure has cost that a resume from this checkpoint would not bring back, in words."""
         lost = [f"the state of hook {name}" for name in self._bus.failed_with_state if name not in hooks]
@@ -226,6 +265,17 @@ class Saver:
         if failed and not is_over and record["epoch"] == record["epochs_done"]:  # counted, but not told to all hooks
             lost.append(f"the end of epoch {record['epoch']}")
         return lost + self._unsaved
+
+
+@contextmanager
+def _told_to(world: World | None) -> Generator[None]:
+    """What goes wrong in here before a checkpoint that all write is told to the others, who wait for this one's part."""
+    try:
+        yield
+    except Exception as error:
+        if world is not None:
+            world.gather_beside({"failed": str(error)})
+        raise
 
 
 def _refuse(requests: Iterable[PendingCheckpoint], error: Exception) -> None:

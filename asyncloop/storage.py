@@ -97,7 +97,8 @@ def entries_of(directory: Path, prefix: str = "") -> list[Path]:
     """
     try:
         return sorted(directory / name for name in os.listdir(directory) if name.startswith(prefix))
-    except (FileNotFoundError, NotADirectoryError):
+    except OSError as error:
+        _raise_refusal(error)
         return []
 
 
@@ -105,7 +106,8 @@ def content_of(path: Path) -> bytes | None:
     """What stands in a file; None if there is none. Raises OSError if it cannot be read."""
     try:
         return path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
+    except OSError as error:
+        _raise_refusal(error)
         return None
 
 
@@ -124,8 +126,13 @@ def _mode(path: Path) -> int | None:
     try:
         return path.stat().st_mode
     except OSError as error:
-        if error.errno in _NOTHING_THERE:
-            return None
-        raise
+        _raise_refusal(error)
+        return None
     except ValueError:  # a name that no file can have
         return None
+
+
+def _raise_refusal(error: OSError) -> None:
+    """Raise it, unless it only says that there is nothing."""
+    if error.errno not in _NOTHING_THERE:
+        raise error

@@ -7,16 +7,27 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import numpy as np
 import safetensors as library
 
 from asyncloop.errors import CheckpointError
 
-__all__ = ["Buffer", "RawTensor", "decoded", "encoded", "read_safetensors", "safetensors"]
+__all__ = [
+    "Array",
+    "Buffer",
+    "Partial",
+    "RawTensor",
+    "decoded",
+    "encoded",
+    "numpy_of",
+    "read_safetensors",
+    "safetensors",
+    "stored_dtype",
+]
 
 _SAFETENSORS_NAMES = {
     **{
@@ -66,15 +77,29 @@ class RawTensor:
         return torch.from_numpy(self.raw).view(getattr(torch, self.dtype)).reshape(self.shape)
 
 
-def encoded(tree: Any) -> tuple[Any, dict[str, Array | RawTensor]]:
+class Partial(Protocol):
+    """A leaf that is only a part of an array; whoever saves it knows how the parts come together."""
+
+    @property
+    def offsets(self) -> tuple[int, ...]: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+Leaves = dict[str, Any]
+"""Path → array, RawTensor or Partial."""
+
+
+def encoded(tree: Any) -> tuple[Any, Leaves]:
     """A tree as JSON with references to its arrays, and the arrays by path."""
-    arrays: dict[str, Array | RawTensor] = {}
+    arrays: Leaves = {}
     return _encoded(tree, "", arrays), arrays
 
 
-def _encoded(value: Any, path: str, arrays: dict[str, Array | RawTensor]) -> Any:
+def _encoded(value: Any, path: str, arrays: Leaves) -> Any:
     """No function inside `encoded`: one that calls itself would keep the arrays alive until the garbage is collected."""
-    if isinstance(value, np.ndarray | np.generic | RawTensor):
+    if isinstance(value, np.ndarray | np.generic | RawTensor) or hasattr(value, "offsets"):
         return _reference(cast(Any, value), path, arrays)
     if isinstance(value, Mapping):
         items = cast("Mapping[Any, Any]", value).items()
@@ -84,11 +109,12 @@ def _encoded(value: Any, path: str, arrays: dict[str, Array | RawTensor]) -> Any
     return value
 
 
-def _reference(
-    value: Array | np.generic[Any] | RawTensor, path: str, arrays: dict[str, Array | RawTensor]
-) -> dict[str, Any]:
+def _reference(value: Any, path: str, arrays: Leaves) -> dict[str, Any]:
     while path in arrays:  # "a/b" beside "a" with a "b" in it
         path += "+"
+    if hasattr(value, "offsets"):
+        arrays[path] = value
+        return {"array": path, "whole": list(value.shape)}
     if isinstance(value, RawTensor):
         arrays[path] = value if value.dtype in _TORCH_NAMES else value.raw
         return {"array": path, "torch": value.dtype, "shape": list(value.shape)}
@@ -103,12 +129,17 @@ def _reference(
     return entry
 
 
-def decoded(tree: Any, arrays: Mapping[str, Array]) -> Any:
-    """The tree that `encoded` was given; what numpy has no dtype for as tensors. `arrays` are those read back."""
+def decoded(tree: Any, arrays: Mapping[str, Any], whole: Callable[[str, list[int]], Any] | None = None) -> Any:
+    """The tree that `encoded` was given; what numpy has no dtype for as tensors. `arrays` are those read back.
+
+    `whole(path, shape)` gives an array that was saved in parts.
+    """
     if isinstance(tree, dict):
         entry = cast("dict[str, Any]", tree)
         if "array" not in entry:
-            return {key: decoded(part, arrays) for key, part in entry["items"]}
+            return {key: decoded(part, arrays, whole) for key, part in entry["items"]}
+        if "whole" in entry and whole is not None:
+            return whole(entry["array"], entry["whole"])
         array = arrays[entry["array"]]
         if "torch" in entry:
             return RawTensor(entry["torch"], tuple(entry["shape"]), array.copy()).tensor()
@@ -117,16 +148,16 @@ def decoded(tree: Any, arrays: Mapping[str, Array]) -> Any:
             array = raw.reshape(entry["shape"]).copy()
         return array[()] if "scalar" in entry else array
     if isinstance(tree, list):
-        return [decoded(part, arrays) for part in cast("list[Any]", tree)]
+        return [decoded(part, arrays, whole) for part in cast("list[Any]", tree)]
     return tree
 
 
-def safetensors(arrays: Mapping[str, Array | RawTensor]) -> list[Buffer]:
+def safetensors(arrays: Mapping[str, Array | RawTensor], metadata: Mapping[str, str] | None = None) -> list[Buffer]:
     """A file of the safetensors format, in parts: the arrays themselves, for a copy of them would hold everybody up.
 
     Its library reads it; it lays arrays out by falling item size and name, so that each is aligned.
     """
-    header: dict[str, Any] = {}
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     buffers: list[Buffer] = []
     end = 0
     for name, array in sorted(arrays.items(), key=lambda item: (-_item_size(item[1]), item[0])):
@@ -144,6 +175,19 @@ def _item_size(array: Array | RawTensor) -> int:
     if not isinstance(array, RawTensor):
         return array.dtype.itemsize
     return 2 if array.dtype == "bfloat16" else 1
+
+
+def stored_dtype(kind: str) -> str:
+    """The dtype of numpy's in which arrays of a dtype of the format are at hand: its own, or numbers of the same size."""
+    return _NUMPY_NAMES.get(kind) or ("uint16" if kind == "BF16" else "uint8")
+
+
+def numpy_of(array: Array, kind: str) -> Any:
+    """Such an array as what it is: itself, or a tensor of a dtype that numpy lacks."""
+    if kind in _NUMPY_NAMES:
+        return array
+    name = next(name for name, own in _TORCH_NAMES.items() if own == kind)
+    return RawTensor(name, array.shape, np.ascontiguousarray(array).reshape(-1).view(np.uint8)).tensor()
 
 
 def read_safetensors(content: bytes) -> dict[str, Array]:

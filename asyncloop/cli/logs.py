@@ -7,6 +7,7 @@ import logging
 import sys
 from typing import TextIO, cast
 
+from asyncloop.processes import is_first
 from asyncloop.redact import RedactingFormatter
 
 __all__ = ["configure_logging"]
@@ -26,6 +27,8 @@ def configure_logging() -> None:
     """Root and asyncloop loggers from INFO on: with colours on a terminal, as plain lines otherwise."""
     handler = _handler(cast(TextIO, _CurrentStderr()), sys.stderr.isatty())
     handler.addFilter(lambda record: not hasattr(record, "log_only"))  # for log.txt: the command's own words say it
+    if not is_first():  # of several processes one tells how it goes, and each what goes wrong
+        handler.setLevel(logging.WARNING)
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     logging.captureWarnings(True)
 

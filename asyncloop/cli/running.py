@@ -25,6 +25,7 @@ from asyncloop.cli.wording import metric_rows
 from asyncloop.errors import alone
 from asyncloop.evaluation import open_evaluation
 from asyncloop.live import INTERRUPTED, Run, exit_code_of
+from asyncloop.processes import is_first
 from asyncloop.redact import redacted
 from asyncloop.rundir import now
 from asyncloop.runs import open_run, uvloop_is_there
@@ -127,6 +128,8 @@ def _conduct(opening: Opening, *, as_json: bool, debug: bool = False, rm: bool =
         outcome = _Outcome(tell(error), reason=redacted(f"{type(error).__name__}: {error}"))
     if outcome.error is not None and not debug:
         tell(outcome.error)
+    if not is_first():  # of several processes one speaks for all
+        return outcome.exit_code
     if outcome.live is not None:
         _print_outcome(outcome.live, outcome, as_json, removed=rm)
     elif as_json:
@@ -180,8 +183,9 @@ async def _followed(live: Run, debug: bool) -> _Outcome:
 
 def _training(live: Run) -> Work:
     def last_words(signal_name: str) -> None:
-        say(f"unsaved: what was trained after {_newest_checkpoint(live.dir)} is lost; {live.dir}")
-        _record_interruption(live.dir, signal_name)
+        if is_first():
+            say(f"unsaved: what was trained after {_newest_checkpoint(live.dir)} is lost; {live.dir}")
+            _record_interruption(live.dir, signal_name)
 
     return Work(live.control.stop, "stopping after this step; press Ctrl-C again to quit at once", last_words)
 

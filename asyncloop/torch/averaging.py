@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from asyncloop.errors import ConfigError
+from asyncloop.torch.arguments import Table
 
 __all__ = ["EMA", "Average"]
 
 
 @dataclass(frozen=True, slots=True)
-class EMA:
+class EMA(Table):
     """After each update the average moves towards the weights by the share 1 − decay (Polyak and Juditsky, 1992, had the
     idea of averaging iterates). `warmup`: by at least 9 / (10 + n) at update n, so that the start is soon forgotten."""
 
@@ -31,11 +32,15 @@ class Average:
     """The averaged weights of a module, beside the module's own. The model thread's alone.
 
     Values are swapped, not tensors, so that whoever holds on to the module's parameters (an optimizer, a compiled
-    function) never notices. Buffers that hold numbers with a fraction (running means) are averaged, too.
+    function) never notices. Saved buffers that hold numbers with a fraction (running means) are averaged, too.
     """
 
     def __init__(self, module: nn.Module, ema: EMA) -> None:
-        self._own = {name: tensor.detach() for name, tensor in _averaged(module).items()}
+        by_name = _averaged(module)
+        first = {id(tensor): name for name, tensor in reversed(by_name.items())}
+        self._names = {name: first[id(tensor)] for name, tensor in by_name.items()}
+        """Every name, also the further ones of weights that are tied → the name that its values are kept under."""
+        self._own = {name: by_name[name].detach() for name in dict.fromkeys(self._names.values())}
         self._aside = {name: tensor.clone() for name, tensor in self._own.items()}
         self._warmup = ema.warmup
         self.decay = ema.decay
@@ -60,10 +65,12 @@ class Average:
 
     @property
     def weights(self) -> Mapping[str, Tensor]:
-        """The average by name, live."""
-        return self._own if self._is_inside else self._aside
+        """The average by name, live. Weights that are tied stand under each of their names."""
+        kept = self._own if self._is_inside else self._aside
+        return {name: kept[first] for name, first in self._names.items()}
 
 
 def _averaged(module: nn.Module) -> dict[str, Tensor]:
-    buffers = {name: buffer for name, buffer in module.named_buffers() if buffer.is_floating_point()}
-    return {**dict(module.named_parameters()), **buffers}
+    saved, buffers = module.state_dict().keys(), module.named_buffers(remove_duplicate=False)
+    fractions = {name: buffer for name, buffer in buffers if name in saved and buffer.is_floating_point()}
+    return {**dict(module.named_parameters(remove_duplicate=False)), **fractions}

@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from difflib import get_close_matches
+from dataclasses import dataclass, fields
 from typing import Any, cast
 
 from torch import Tensor, nn
 
 from asyncloop.bus import leaf
 from asyncloop.errors import ConfigError, ModelError
-from asyncloop.nested import build, is_nested
+from asyncloop.nested import is_nested
+from asyncloop.torch.arguments import Table, close_to, made, of_kind
 
 __all__ = ["LOSS_KEYS", "Loss", "Losses", "looked_up", "named_parts"]
 
-LOSS_KEYS = frozenset({"inputs", "weight"})
-"""Keys of a loss's table that are no arguments of its class."""
+
+@dataclass(frozen=True, slots=True)
+class _Own(Table):
+    """Keys of a loss's table that are no arguments of its class."""
+
+    inputs: Sequence[str] = ("output", "label")
+    weight: float = 1.0
+
+
+LOSS_KEYS = frozenset(each.name for each in fields(_Own))
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,9 +42,15 @@ class Losses(nn.Module):
     def __init__(self, given: Any) -> None:
         super().__init__()
         self.by_name: dict[str, Loss] = dict(_losses(given))
-        self._modules_among_them = nn.ModuleDict(
-            {name.replace(".", "_"): each.fn for name, each in self.by_name.items() if isinstance(each.fn, nn.Module)}
-        )
+        for name, each in self.by_name.items():
+            if isinstance(each.fn, nn.Module):
+                self._register(name, each.fn)
+
+    def _register(self, name: str, loss: nn.Module) -> None:
+        try:
+            self.add_module(name, loss)
+        except KeyError:
+            raise ConfigError(f"loss: {name!r} cannot be the name of a loss that is a module; take another") from None
 
     @property
     def inputs(self) -> list[str]:
@@ -57,10 +71,15 @@ class Losses(nn.Module):
                 continue
             if optional and not all(_has(values, wanted) for wanted in each.inputs):
                 continue
-            parts[name] = value = each.fn(*looked_up(values, each.inputs, f"loss {name!r}"))
+            parts[name] = value = self.alone(name, values)
             weighted = value if each.weight == 1.0 else value * each.weight
             total = weighted if total is None else total + weighted
         return parts if total is None else {**parts, "loss": total}
+
+    def alone(self, name: str, values: Mapping[str, Any]) -> Tensor:
+        """One of them, without its weight."""
+        each = self.by_name[name]
+        return each.fn(*looked_up(values, each.inputs, f"loss {name!r}"))
 
 
 def named_parts(given: Any, what: str, key: str) -> Iterator[tuple[str, Any]]:
@@ -81,9 +100,9 @@ def looked_up(values: Mapping[str, Any], names: Sequence[str], who: str) -> list
         try:
             found.append(leaf(values, name))
         except KeyError:
-            close = get_close_matches(name, values, 1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise ModelError(f"{who} wants {name!r}, but there are only {', '.join(values)}{hint}") from None
+            raise ModelError(
+                f"{who} wants {name!r}, but there are only {', '.join(values)}{close_to(name, values)}"
+            ) from None
     return found
 
 
@@ -100,8 +119,9 @@ def _losses(given: Any) -> Iterator[tuple[str, Loss]]:
         if isinstance(each, Loss):
             yield name, each
         elif is_nested(each):
-            keys = {key: each[key] for key in LOSS_KEYS & each.keys()}
-            yield name, Loss(build(each, own=LOSS_KEYS), **keys)
+            what = "loss" if name == "loss" else f"loss.{name}"
+            own = of_kind(what, _Own, {key: each[key] for key in LOSS_KEYS & each.keys()})
+            yield name, Loss(made(what, each, own=LOSS_KEYS), own.inputs, own.weight)
         elif callable(each):
             yield name, Loss(cast("Callable[..., Tensor]", each))
         else:

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields
+from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from asyncloop.errors import ConfigError
-from asyncloop.nested import build, is_nested
+from asyncloop.nested import is_nested
+from asyncloop.torch.arguments import Table, made, of_kind
 from asyncloop.torch.losses import looked_up, named_parts
 from asyncloop.torch.states import tensors_of
 
 __all__ = ["METRIC_KEYS", "Metric", "PassMetrics"]
 
-METRIC_KEYS = frozenset({"inputs"})
-"""Keys of a metric's table that are no arguments of its class."""
+
+@dataclass(frozen=True, slots=True)
+class _Own(Table):
+    """Keys of a metric's table that are no arguments of its class."""
+
+    inputs: Sequence[str] = ("output", "label")
+
+
+METRIC_KEYS = frozenset(each.name for each in fields(_Own))
+
+_Pass: TypeAlias = "tuple[str, bool]"
+"""The stream, and whether it is trained on: an evaluation of the train stream leaves what training has gathered alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,17 +41,18 @@ class Metric:
 
 
 class PassMetrics:
-    """The metrics of each stream, gathered over a pass; each stream has its own copies. The model thread's alone."""
+    """The metrics of each stream, gathered over a pass; each pass under way has its own copies. The model thread's alone."""
 
     def __init__(self, given: Any, device: torch.device) -> None:
         self._device = device
         self._blank: dict[str, Metric] = {}
-        self._of_stream: dict[str, dict[str, Metric]] = {}
+        self._of_pass: dict[_Pass, dict[str, Metric]] = {}
         for name, each in named_parts(given, "metrics", "metric"):
             metric = each
             if is_nested(each):
-                keys = {key: each[key] for key in METRIC_KEYS & each.keys()}
-                metric = Metric(build(each, own=METRIC_KEYS), **keys)
+                what = "metrics" if name == "metric" else f"metrics.{name}"
+                own = of_kind(what, _Own, {key: each[key] for key in METRIC_KEYS & each.keys()})
+                metric = Metric(made(what, each, own=METRIC_KEYS), own.inputs)
             elif not isinstance(each, Metric):
                 metric = Metric(each)
             lacking = [method for method in ("update", "compute", "reset") if not hasattr(metric.of, method)]
@@ -57,43 +69,46 @@ class PassMetrics:
     def names(self) -> list[str]:
         return list(self._blank)
 
-    def begin(self, stream: str) -> None:
-        """A stream begins anew."""
-        for metric in self._of_stream.get(stream, {}).values():
+    def begin(self, at: _Pass) -> None:
+        """A pass begins anew."""
+        for metric in self._of_pass.get(at, {}).values():
             metric.of.reset()
 
     @torch.no_grad()
-    def update(self, stream: str, values: Mapping[str, Any]) -> None:
+    def update(self, at: _Pass, values: Mapping[str, Any]) -> None:
         """One batch more, from detached outputs and sources on the device."""
-        for name, metric in self._own(stream).items():
+        for name, metric in self._own(at).items():
             metric.of.update(*looked_up(values, metric.inputs, f"metric {name!r}"))
 
-    def result(self, stream: str) -> dict[str, Any]:
-        """The metrics of the pass that is over: numbers, arrays as lists, dicts of numbers."""
+    def result(self, at: _Pass) -> dict[str, Any]:
+        """The metrics of a pass that is over: numbers, arrays as lists, dicts of numbers. What was gathered is let go."""
         found: dict[str, Any] = {}
-        for name, metric in self._of_stream.get(stream, {}).items():
+        for name, metric in self._of_pass.get(at, {}).items():
             found[name] = _host(metric.of.compute())
+            metric.of.reset()
         return found
 
     def state_dict(self) -> dict[str, Any]:
+        """What training passes have gathered; an evaluation that a checkpoint interrupts is repeated."""
         return {
             stream: {name: _state(metric.of) for name, metric in metrics.items()}
-            for stream, metrics in self._of_stream.items()
+            for (stream, train), metrics in self._of_pass.items()
+            if train
         }
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
         for stream, metrics in state.items():
-            own = self._own(stream)
+            own = self._own((stream, True))
             for name in own.keys() & metrics.keys():
                 _load(own[name].of, metrics[name], self._device)
 
-    def _own(self, stream: str) -> dict[str, Metric]:
-        if stream not in self._of_stream:
-            self._of_stream[stream] = {
+    def _own(self, at: _Pass) -> dict[str, Metric]:
+        if at not in self._of_pass:
+            self._of_pass[at] = {
                 name: Metric(_placed(deepcopy(metric.of), self._device), metric.inputs)
                 for name, metric in self._blank.items()
             }
-        return self._of_stream[stream]
+        return self._of_pass[at]
 
 
 def _placed(metric: Any, device: torch.device) -> Any:
@@ -103,22 +118,30 @@ def _placed(metric: Any, device: torch.device) -> Any:
 
 
 def _state(metric: Any) -> dict[str, Any]:
+    """What a metric has gathered; of one without a `state_dict` nothing, so a resume begins it anew."""
     own = dict(metric.state_dict()) if hasattr(metric, "state_dict") else {}
-    count = getattr(metric, "_update_count", None)
-    return own if count is None else {**own, "_update_count": count}
+    return {"own": own, "update_counts": {name: part._update_count for name, part in _counting(metric)}}
 
 
 def _load(metric: Any, state: Mapping[str, Any], device: torch.device) -> None:
-    own = {name: value for name, value in tensors_of(state).items() if name != "_update_count"}
-    metric.load_state_dict(_on(own, device))
-    if "_update_count" in state:
-        metric._update_count = state["_update_count"]
+    if hasattr(metric, "load_state_dict"):
+        metric.load_state_dict(_on(tensors_of(state["own"]), device))
+    for name, part in _counting(metric):
+        part._update_count = state["update_counts"].get(name, 0)
+
+
+def _counting(metric: Any) -> Iterator[tuple[str, Any]]:
+    """The parts that count their updates (torchmetrics warns of those that had none), by path."""
+    parts = metric.named_modules() if isinstance(metric, nn.Module) else ()
+    return ((name, part) for name, part in parts if hasattr(part, "_update_count"))
 
 
 def _on(state: Any, device: torch.device) -> Any:
     if isinstance(state, dict):
         return {key: _on(value, device) for key, value in state.items()}
-    return [_on(each, device) for each in state] if isinstance(state, list) else state.to(device)
+    if isinstance(state, list):
+        return [_on(each, device) for each in state]
+    return state.to(device) if isinstance(state, Tensor) else state
 
 
 def _host(value: Any) -> Any:

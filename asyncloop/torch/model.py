@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -41,11 +44,12 @@ _AHEAD = 2
 
 
 def _kind_of_schedule(value: object) -> str:
-    return "class" if isinstance(value, Mapping) and "class" in value else "kind"
+    return "torch's own" if isinstance(value, Mapping) and "class" in value else "ours"
 
 
 _Schedule = Annotated[
-    Annotated[Schedule, Tag("kind")] | Annotated[Mapping[str, Any], Tag("class")], Discriminator(_kind_of_schedule)
+    Annotated[Schedule, Tag("ours")] | Annotated[Mapping[str, Any], Tag("torch's own")],
+    Discriminator(_kind_of_schedule),
 ]
 
 
@@ -158,7 +162,8 @@ class TorchModel:
         """Those that only training steps have."""
         if self.updates is None:
             return []
-        return ["lr", *(["grad_norm"] if self.updates.clip is not None and self.updates.clip.norm else [])]
+        norm = ["grad_norm"] if self.updates.clip is not None and self.updates.clip.norm else []
+        return ["lr", *norm, *(["out_of_memory"] if self._on_oom == "skip" else [])]
 
     # --- a step -------------------------------------------------------------------------------------------------
 
@@ -208,16 +213,23 @@ class TorchModel:
         """One step: outputs, for `train=True` after one update. Thread: the model's."""
         sources = self._lane.take(batch)
         try:
-            with self._numerics.settings():
+            with self._numerics.settings(), self._profiled(train):
                 return self._train(sources, batch, stream) if train else self._evaluate(sources, stream)
         except torch.OutOfMemoryError as error:
             told = self._told_of_memory(error, batch, sources, train, stream)
             if self._on_oom == "error" or not train:
                 raise torch.OutOfMemoryError(told) from None
             logger.warning("%s; the step is skipped", told)
-            return {"out_of_memory": 1.0}
+            if self.updates is not None:
+                self.updates.skip()
+            return {**dict.fromkeys(self.output_names, _no_value), "out_of_memory": 1.0}
         finally:
             self._lane.used()
+
+    def _profiled(self, train: bool) -> AbstractContextManager[Any]:
+        if self._profiler is None or self.updates is None or not train:
+            return nullcontext()
+        return self._profiler.around_step(self.updates.n_updates)
 
     def _train(self, sources: Mapping[str, Any], batch: Batch, stream: str) -> dict[str, Any]:
         updates = self.updates
@@ -226,8 +238,6 @@ class TorchModel:
         self._set_mode(train=True)
         if self._cuda_graphs:
             torch.compiler.cudagraph_mark_step_begin()
-        if self._profiler is not None:
-            self._profiler.before_step(updates.n_updates)
         if self._stages is not None:
             self._active = self._stages.enter(updates.n_updates)
         updates.prepare()
@@ -249,10 +259,11 @@ class TorchModel:
             self.average.follow(updates.n_updates)
         if self.metrics is not None:
             for (_, outputs), (_, part) in zip(parts, cut, strict=False):
-                self.metrics.update(stream, {**part, **outputs})
-        if self._profiler is not None:
-            self._profiler.after_step(updates.n_updates)
-        return {**self._handed(parts), **{name: _scalar(value) for name, value in told.items()}, "lr": rate}
+                self.metrics.update((stream, True), {**part, **outputs})
+        if self._on_oom == "skip":
+            told["out_of_memory"] = 0.0
+        numbers = {name: _scalar(value) for name, value in told.items()}
+        return {**self._idle_losses(parts, cut), **self._handed(parts), **numbers, "lr": rate}
 
     def _evaluate(self, sources: Mapping[str, Any], stream: str) -> dict[str, Any]:
         self._set_mode(train=False)
@@ -260,7 +271,7 @@ class TorchModel:
             with self._spread.evaluating(), self._numerics.autocast:
                 outputs = self.step(sources, train=False, stream=stream)
             if self.metrics is not None:
-                self.metrics.update(stream, {**sources, **outputs})
+                self.metrics.update((stream, False), {**sources, **outputs})
         except BaseException:
             self._set_mode(train=True)
             raise
@@ -293,6 +304,20 @@ class TorchModel:
                 found[name] = partial(_joined, [outputs[name] for _, outputs in parts])
         return found
 
+    def _idle_losses(
+        self, parts: list[tuple[float, Mapping[str, Any]]], cut: list[tuple[float, Mapping[str, Any]]]
+    ) -> dict[str, Any]:
+        """Losses that do not count in this stage, computed for hooks that name them."""
+        if self.losses is None or self._active is None:
+            return {}
+        values = [(share, {**part, **outputs}) for (share, outputs), (_, part) in zip(parts, cut, strict=False)]
+        return {name: partial(self._loss_of, name, values) for name in self.losses.by_name if name not in self._active}
+
+    def _loss_of(self, name: str, parts: Sequence[tuple[float, Mapping[str, Any]]]) -> Any:
+        assert self.losses is not None
+        with torch.no_grad(), self._numerics.autocast:
+            return sum(self.losses.alone(name, values) * share for share, values in parts)
+
     def _told_of_memory(
         self, error: torch.OutOfMemoryError, batch: Batch, sources: dict[str, Any], train: bool, stream: str
     ) -> str:
@@ -321,11 +346,13 @@ class TorchModel:
 
     def begin_stream(self, stream: str, *, train: bool) -> None:
         if self.metrics is not None:
-            self.metrics.begin(stream)
+            self.metrics.begin((stream, train))
 
     def end_stream(self, stream: str, *, train: bool) -> Mapping[str, Any]:
         self._set_mode(train=True)
-        return {} if self.metrics is None else self.metrics.result(stream)
+        if train and self._profiler is not None and self.updates is not None:
+            self._profiler.finish(self.updates.n_updates)
+        return {} if self.metrics is None else self.metrics.result((stream, train))
 
     def evaluated(self, data: Mapping[str, Mapping[str, Any]]) -> None:
         """An evaluation is complete, with these data by stream: a plateau schedule takes note."""
@@ -340,8 +367,10 @@ class TorchModel:
             for module, was_training in self._modes:
                 module.training = was_training
         else:
-            self._modes = [(module, module.training) for module in self.module.modules()]
-            self.module.eval()
+            own = (self.module,) if self.losses is None else (self.module, self.losses)
+            self._modes = [(module, module.training) for each in own for module in each.modules()]
+            for each in own:
+                each.eval()
         if self.average is not None:
             self.average.put_inside(not train)
         self._trains = train
@@ -356,10 +385,10 @@ class TorchModel:
                 self.updates.set_rate(changes["lr"])
             if "weight_decay" in changes:
                 self.updates.set_decay(changes["weight_decay"])
-            if "clip_norm" in changes:
-                self.updates.clip = Clip(norm=changes["clip_norm"])
+            if "clip_norm" in changes and self.updates.clip is not None:
+                self.updates.clip = replace(self.updates.clip, norm=changes["clip_norm"])
         if "ema_decay" in changes and self.average is not None:
-            self.average.decay = changes["ema_decay"]
+            self.average.decay = EMA(changes["ema_decay"]).decay
 
     # --- state --------------------------------------------------------------------------------------------------
 
@@ -512,10 +541,14 @@ def _path(given: str | Path | None) -> Path | None:
 def _recompute_activations(module: nn.Module, patterns: Sequence[str]) -> None:
     """Have submodules compute their activations again in the backward pass (Chen et al., Training Deep Nets with Sublinear
     Memory Cost, 2016)."""
-    names = [name for name in dict(module.named_modules()) if name]
-    for name in matching(patterns, names, "checkpoint_activations") if patterns else ():
-        part = module.get_submodule(name)
-        part.forward = partial(_recomputed, part.forward)
+    parts = {name: part for name, part in module.named_modules() if name}
+    outer: list[str] = []
+    for name in matching(patterns, parts, "checkpoint_activations") if patterns else ():
+        part = parts[name]
+        is_inside = any(name.startswith(f"{each}.") for each in outer)  # once is enough
+        if not is_inside and type(part).forward is not nn.Module.forward:  # a ModuleList has none of its own
+            outer.append(name)
+            part.forward = partial(_recomputed, part.forward)
 
 
 def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -562,8 +595,20 @@ def _is_scalar(value: Any) -> bool:
 
 
 def _scalar(value: Any) -> Any:
-    """A scalar on the host as a number; on a device it stays there, for to read it would be to wait."""
-    return value.item() if isinstance(value, Tensor) and value.is_cpu and not value.ndim else value
+    """A scalar on the host as a number; on a device it stays there, for to read it would be to wait.
+
+    There it has 24 bits at least, for means are summed there: of 8 a sum would soon stand still.
+    """
+    if not isinstance(value, Tensor) or value.ndim:
+        return value
+    if value.is_cpu:
+        return value.item()
+    return value.float() if value.dtype in (torch.bfloat16, torch.float16) else value
+
+
+def _no_value() -> float:
+    """What an output of a step that was skipped is, for a hook that names it."""
+    return math.nan
 
 
 def _joined(values: Sequence[Any]) -> Any:

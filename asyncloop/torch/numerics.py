@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, Literal
 
 import torch
@@ -44,17 +44,20 @@ class Numerics:
 
     @contextmanager
     def _set(self) -> Generator[None]:
-        matmul, strict = torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled()
-        if self._matmul is not None:
-            torch.set_float32_matmul_precision(self._matmul)
-        if self._deterministic:
-            torch.use_deterministic_algorithms(True)
-        try:
-            with torch.autograd.set_detect_anomaly(True) if self._detect_anomaly else _NOTHING:
-                yield
-        finally:
-            torch.set_float32_matmul_precision(matmul)
-            torch.use_deterministic_algorithms(strict)
+        with ExitStack() as stack:
+            if self._matmul is not None:
+                stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+                torch.set_float32_matmul_precision(self._matmul)
+            if self._deterministic:
+                strict, warns = (
+                    torch.are_deterministic_algorithms_enabled(),
+                    torch.is_deterministic_algorithms_warn_only_enabled(),
+                )
+                stack.callback(torch.use_deterministic_algorithms, strict, warn_only=warns)
+                torch.use_deterministic_algorithms(True)
+            if self._detect_anomaly:
+                stack.enter_context(torch.autograd.set_detect_anomaly(True))
+            yield
 
 
 _NOTHING: AbstractContextManager[Any] = nullcontext()

@@ -5,26 +5,31 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from asyncloop.checkpoint import storage_errors
 from asyncloop.errors import ConfigError
+from asyncloop.torch.arguments import Table, matches
 
 __all__ = ["Pretrained", "load_pretrained"]
 
 logger = logging.getLogger("asyncloop")
 
+_UNREADABLE = (SafetensorError, UnpicklingError, RuntimeError, ValueError, EOFError, KeyError)
+"""What the two readers raise for something else: a whole pickled module, a text, half a file."""
+
 _WRAPPERS = ("module.", "_orig_mod.", "model.", "net.", "state_dict.")
 
 
 @dataclass(frozen=True, slots=True)
-class Pretrained:
+class Pretrained(Table):
     """`file` holds names and tensors. `strip`: prefixes to take off; those that wrappers put before every name go by
     themselves. `allow`: patterns of names that may be missing, left over or of another shape (a new head, say)."""
 
@@ -46,7 +51,7 @@ def load_pretrained(module: nn.Module, given: Pretrained) -> None:
             if name in found and found[name].shape != each.shape
         },
     }
-    refused = [text for name, text in wrong.items() if not any(fnmatchcase(name, each) for each in given.allow)]
+    refused = [text for name, text in wrong.items() if not any(matches(each, name) for each in given.allow)]
     if refused:
         more = f"; and {len(refused) - 8} more" if len(refused) > 8 else ""
         raise ConfigError(
@@ -62,16 +67,19 @@ def _read(path: Path) -> dict[str, Tensor]:
     with storage_errors("read the weights", path):
         if not path.is_file():
             raise ConfigError(f"weights: there is no file {path.absolute()}")
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        try:  # the file that a config names; PyTorch's reader of tensors only, which builds no other objects
+        try:
+            if path.suffix == ".safetensors":
+                return load_file(path)
+            # PyTorch's reader of tensors only, which builds no other objects
             found: Any = torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, ValueError, EOFError, KeyError) as error:
-            raise ConfigError(f"weights: {path} is no state_dict that PyTorch can read: {error}") from error
+        except _UNREADABLE as error:
+            told = str(error).strip().partition("\n")[0]
+            raise ConfigError(f"weights: {path} holds no names with tensors that can be read: {told}") from error
     for key in ("state_dict", "model"):  # what many trainers put around it
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
             found = found[key]
-    tensors = {str(name): each for name, each in cast("Mapping[Any, Any]", found).items() if isinstance(each, Tensor)}
+    table = cast("Mapping[Any, Any]", found) if isinstance(found, Mapping) else {}
+    tensors = {str(name): each for name, each in table.items() if isinstance(each, Tensor)}
     if not tensors:
         raise ConfigError(f"weights: {path} holds no names with tensors")
     return tensors

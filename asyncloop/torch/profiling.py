@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ from torch.profiler import profile
 
 from asyncloop.checkpoint import storage_errors
 from asyncloop.errors import ConfigError
-from asyncloop.torch.arguments import Span
+from asyncloop.torch.arguments import Span, Table
 
 __all__ = ["Profile", "Profiler"]
 
@@ -19,8 +21,9 @@ logger = logging.getLogger("asyncloop")
 
 
 @dataclass(frozen=True, slots=True)
-class Profile:
-    """From the step after `start` on, `steps` steps. `memory`, `shapes`, `stacks`: what is recorded besides."""
+class Profile(Table):
+    """From the step after `start` on, `steps` steps. `memory`, `shapes`, `stacks`: what is recorded besides. A run that is
+    stopped inside them leaves no file."""
 
     start: Span = 10
     steps: Span = 5
@@ -39,7 +42,19 @@ class Profiler:
         self._recording: Any = None
         self._began = 0
 
-    def before_step(self, n_updates: int) -> None:
+    @contextmanager
+    def around_step(self, n_updates: int) -> Generator[None]:
+        """The step after `n_updates` others. If it fails, what was recorded so far is written."""
+        self._before_step(n_updates)
+        try:
+            yield
+        except BaseException:
+            self.finish(n_updates)
+            raise
+        if n_updates + 1 >= self._given.start + self._given.steps:
+            self.finish(n_updates + 1)
+
+    def _before_step(self, n_updates: int) -> None:
         given = self._given
         if self._recording is None and given.start <= n_updates < given.start + given.steps:
             self._began = n_updates
@@ -48,13 +63,9 @@ class Profiler:
             )
             self._recording.start()
 
-    def after_step(self, n_updates: int) -> None:
-        """`n_updates` are done; the file is written when the window is over."""
-        if self._recording is not None and n_updates >= self._given.start + self._given.steps:
-            self.finish(n_updates)
-
     def finish(self, n_updates: int) -> None:
-        """Write what was recorded, also if the training ends inside the window."""
+        """Write what was recorded, if anything was. A pass of the train stream that ends inside the window ends the file,
+        too: nobody knows yet whether another one comes."""
         recording, self._recording = self._recording, None
         if recording is None:
             return

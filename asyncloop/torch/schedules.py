@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from asyncloop.errors import ConfigError
-from asyncloop.torch.arguments import Span
+from asyncloop.torch.arguments import Span, Table
 
 __all__ = ["Plateau", "Schedule"]
 
@@ -16,14 +16,15 @@ Kind = Literal["constant", "linear", "cosine", "polynomial", "step", "plateau"]
 
 
 @dataclass(frozen=True, slots=True)
-class Schedule:
+class Schedule(Table):
     """`factor(n)` after `n` updates: up from 1/warmup to 1 in `warmup` steps, then down as `kind` says.
 
     * constant: stays at 1.
     * linear, cosine, polynomial (with `power`): down to `floor` at step `until`, and stays there. Cosine: Loshchilov and
       Hutter, SGDR, 2017, without restarts.
     * step: times `factor` every `every` steps, or at each of the steps `at`.
-    * plateau: times `factor` whenever `variable` of the evaluated `stream` has not got better for `patience` evaluations.
+    * plateau: times `factor` whenever `variable` of the evaluated `stream` has not got better, by more than `threshold`,
+      in more than `patience` evaluations one after the other.
     """
 
     kind: Kind = "constant"
@@ -49,6 +50,10 @@ class Schedule:
             problems.append(f"a {self.kind} schedule has no end, so `until` means nothing to it")
         if self.kind == "step" and (self.every is None) == (not self.at):
             problems.append("a step schedule needs either `every` or `at`")
+        if self.every is not None and self.every < 1:
+            problems.append(f"`every` is at least one step, not {self.every}")
+        if self.warmup < 0:
+            problems.append(f"`warmup` is a number of steps, not {self.warmup}")
         if problems:
             raise ConfigError(*(f"schedule: {problem}" for problem in problems))
 
@@ -96,13 +101,22 @@ class Plateau:
             raise ConfigError(
                 f"schedule: stream {schedule.stream!r} has no variable {schedule.variable!r} (it has {there})"
             )
-        gain = (self._best or 0.0) - value if schedule.mode == "min" else value - (self._best or 0.0)
-        if self._best is None or gain > schedule.threshold:
+        value = float(
+            value.get("mean", math.nan) if isinstance(value, Mapping) else value
+        )  # of ComputeStats' aggregates
+        if self._is_better(value):
             self._best, self._waited = value, 0
             return
         self._waited += 1
         if self._waited > schedule.patience:
             self._times, self._waited = self._times + 1, 0
+
+    def _is_better(self, value: float) -> bool:
+        """Than all before; NaN never is."""
+        if self._best is None or math.isnan(value):
+            return not math.isnan(value)
+        gain = self._best - value if self._schedule.mode == "min" else value - self._best
+        return gain > self._schedule.threshold
 
     def state_dict(self) -> dict[str, Any]:
         return {"best": self._best, "waited": self._waited, "times": self._times}

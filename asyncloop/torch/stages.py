@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from torch import nn
 
 from asyncloop.errors import ConfigError
-from asyncloop.torch.arguments import Span, matching
+from asyncloop.torch.arguments import Span, Table, matching
 
 __all__ = ["Stage", "Stages"]
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
+class Stage(Table):
     """Until `until` updates are done (None: to the end). `losses` by name and `train`, patterns of parameters; None: all."""
 
     until: Span | None = None

@@ -9,12 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from asyncloop.errors import ModelError
+from asyncloop.shards import ShardedArray
 
 __all__ = ["copied_into", "differences", "fill", "refuse_different", "tensor_of", "tensors_of"]
 
 
 def tensor_of(value: Any) -> Tensor:
     """What a checkpoint gives (an array, or a tensor of a dtype that numpy lacks) as a tensor of its own."""
+    if isinstance(value, ShardedArray):
+        value = value[...]
     return value.detach().clone() if isinstance(value, Tensor) else torch.tensor(value)
 
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from asyncloop.errors import ConfigError
-from asyncloop.nested import build, is_nested, named
-from asyncloop.torch.arguments import matching
+from asyncloop.nested import is_nested, named
+from asyncloop.torch.arguments import Table, close_to, made, matching
 from asyncloop.torch.parallel import full
 from asyncloop.torch.schedules import Plateau, Schedule
 from asyncloop.torch.states import differences, fill, tensors_of
@@ -26,7 +26,7 @@ OPTIMIZER_KEYS = frozenset({"groups"})
 
 
 @dataclass(frozen=True, slots=True)
-class Clip:
+class Clip(Table):
     """Gradients are shortened to a `norm` (over all of them, of `norm_type`) or each number cut to ± `value`."""
 
     norm: float | None = None
@@ -63,7 +63,8 @@ class Updates:
         self.clip, self._scaler = clip, scaler
         self._schedule = schedule if isinstance(schedule, Schedule) else Schedule()
         self._plateau = Plateau(self._schedule) if self._schedule.kind == "plateau" else None
-        self._rates = [float(group["lr"]) for group in self._groups]
+        self._rates = rates = [float(group["lr"]) for group in self._groups]
+        self._ratios = [rate / rates[0] if rates[0] else 1.0 for rate in rates]
         self._torchs: Any = None if isinstance(schedule, Schedule | None) else _torchs(schedule, self.optimizer)
         self._configured = self._options()
         self._names = {id(each): name for name, each in self.parameters.items()}
@@ -84,13 +85,13 @@ class Updates:
 
     def set_rate(self, rate: float) -> None:
         """Change the first group's base rate; the others keep their ratio to it."""
-        first = self._rates[0]
-        self._rates = [own * rate / first if first else rate for own in self._rates]
+        self._rates = [rate * ratio for ratio in self._ratios]
 
     def set_decay(self, decay: float) -> None:
-        """Change the weight decay of all groups that have any."""
-        for group in self._groups:
-            if group.get("weight_decay"):
+        """Change the weight decay of all groups that were made with any; of all, if none was."""
+        has_any = [bool(options.get("weight_decay")) for options in self._configured]
+        for group, changes in zip(self._groups, has_any if any(has_any) else [True] * len(has_any), strict=True):
+            if changes:
                 group["weight_decay"] = decay
 
     def prepare(self) -> None:
@@ -125,6 +126,20 @@ class Updates:
     def forget_gradients(self) -> None:
         """Free them."""
         self.optimizer.zero_grad(set_to_none=True)
+
+    def skip(self) -> None:
+        """An update that cannot be made counts all the same: schedules go by the run's steps. What there is of it is freed."""
+        self.forget_gradients()
+        if self._scaler is not None:  # it may have been in the middle of one
+            before, self._scaler = self._scaler.state_dict(), torch.amp.GradScaler(self._device_type)
+            self._scaler.load_state_dict(before)
+        self.n_updates += 1
+        if self._torchs is not None:
+            self._torchs.step()
+
+    @property
+    def _device_type(self) -> str:
+        return next(iter(self.parameters.values())).device.type
 
     def evaluated(self, data: Mapping[str, Mapping[str, Any]]) -> None:
         """An evaluation is complete: a plateau schedule takes note."""
@@ -228,13 +243,32 @@ def _optimizer(given: Any, parameters: Mapping[str, nn.Parameter]) -> torch.opti
         return given
     if is_nested(given):
         table = cast("Mapping[str, Any]", given)
-        groups = _grouped(table.get("groups", ()), parameters)
+        given_groups = _checked_groups(table.get("groups", ()))
+        groups = _grouped(given_groups, parameters)
         if "fused" not in table and "foreach" not in table and _may_be_fused(table["class"], parameters):
             table = {**table, "fused": True}
-        return build(table, groups, own=OPTIMIZER_KEYS)
-    if callable(given):
+        found = made("optimizer", table, groups, own=OPTIMIZER_KEYS)
+        if isinstance(found, torch.optim.Optimizer):
+            _refuse_unknown_options(given_groups, found)
+            return found
+    elif callable(given):
         return cast("Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]", given)(parameters.values())
     raise ConfigError(f"optimizer: a table with `class`, an optimizer, or a function that makes one, not {given!r:.60}")
+
+
+def _checked_groups(groups: Any) -> Sequence[Mapping[str, Any]]:
+    if not isinstance(groups, list | tuple) or not all(isinstance(group, Mapping) for group in groups):
+        raise ConfigError("optimizer: groups is a list of tables with `match`, patterns of names")
+    return groups
+
+
+def _refuse_unknown_options(groups: Sequence[Mapping[str, Any]], optimizer: torch.optim.Optimizer) -> None:
+    """PyTorch takes any option of a group, and never looks at those that it does not know."""
+    known = optimizer.defaults
+    for n, group in enumerate(groups):
+        for key in group.keys() - known.keys() - {"match"}:
+            hint = close_to(key, known) or f"; there are {', '.join(known)}"
+            raise ConfigError(f"optimizer: group {n}: {type(optimizer).__name__} has no option {key!r}{hint}")
 
 
 def _grouped(groups: Sequence[Mapping[str, Any]], parameters: Mapping[str, nn.Parameter]) -> list[dict[str, Any]]:
@@ -261,7 +295,7 @@ def _torchs(table: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> Any:
         raise ConfigError("schedule: a table with `kind`, or with the `class` of a scheduler of torch's own")
     if named(table["class"]) is torch.optim.lr_scheduler.ReduceLROnPlateau:
         raise ConfigError('schedule: ReduceLROnPlateau needs evaluations; write kind = "plateau"')
-    return build(table, optimizer)
+    return made("schedule", table, optimizer)
 
 
 def _plain(value: Any) -> Any:
