@@ -32,8 +32,8 @@ class _Staged:
 class Lane:
     """`stage` may be called by a thread ahead of the steps; `take` and `used` belong to the model thread.
 
-    `names`: the sources that the model looks at (None: all that are numbers). Float64 sources become `dtype`, the
-    module's own, because numpy makes float64 of everything. What is on the device already passes through.
+    `names`: the sources that the model looks at (None: all). Float64 sources become `dtype`, the module's own, because
+    numpy makes float64 of everything. What is on the device already passes through, and so does what is no array of numbers.
     """
 
     def __init__(
@@ -63,6 +63,8 @@ class Lane:
         if staged.event is not None:
             torch.cuda.current_stream(self.device).wait_event(staged.event)
             self._taken = staged
+            for name, value in staged.sources.items():
+                staged.sources[name] = self._wanted(value)
         return staged.sources
 
     def used(self) -> None:
@@ -76,9 +78,8 @@ class Lane:
                 self._in_use.popleft()
 
     def _moved(self, batch: Batch) -> dict[str, Any]:
-        if self._names is None:
-            return {name: self._on_device(value) for name, value in batch.items() if _is_numeric(value)}
-        return {name: self._on_device(batch[name]) for name in self._names if name in batch}
+        names = batch if self._names is None else self._names
+        return {name: self._on_device(batch[name]) for name in names if name in batch}
 
     def _on_device(self, value: Any) -> Any:
         if isinstance(value, Mapping):
@@ -86,26 +87,32 @@ class Lane:
         tensor = value if isinstance(value, Tensor) else _tensor(value)
         if tensor is None:
             return value
-        if tensor.dtype == torch.float64 and self._dtype != torch.float64:
-            tensor = tensor.to(self._dtype)
-        if tensor.device != self.device:
-            if self._stream is not None and tensor.is_cpu:
-                tensor = tensor.pin_memory()  # of memory that PyTorch keeps, and hands out again when the copy is done
-            tensor = tensor.to(self.device, non_blocking=True)
-        return tensor.to(memory_format=self._format) if tensor.ndim == 4 else tensor
+        if self._stream is not None and tensor.device == self.device:
+            return tensor  # made on another stream than this one, so `take` does the rest
+        tensor = self._wanted(tensor)
+        if self._stream is not None and tensor.is_cpu:
+            tensor = tensor.pin_memory()  # of memory that PyTorch keeps, and hands out again when the copy is done
+        return tensor.to(self.device, non_blocking=True)
+
+    def _wanted(self, value: Any) -> Any:
+        """In the dtype and the memory format that the module wants."""
+        if isinstance(value, Mapping):
+            return {name: self._wanted(part) for name, part in cast("Mapping[str, Any]", value).items()}
+        if not isinstance(value, Tensor):
+            return value
+        if value.dtype == torch.float64 and self._dtype != torch.float64:
+            value = value.to(self._dtype)
+        return value.to(memory_format=self._format) if value.ndim == 4 else value
 
 
 def _tensor(value: Any) -> Tensor | None:
     """A tensor that shares an array's memory; None for what is no array of numbers."""
-    array = value if isinstance(value, np.ndarray) else np.asarray(value)
+    try:
+        array = value if isinstance(value, np.ndarray) else np.asarray(value)
+    except ValueError:  # a list of lists of different lengths
+        return None
     if array.dtype.kind not in _NUMBERS:
         return None
     if not array.flags.writeable or not array.dtype.isnative or any(stride < 0 for stride in array.strides):
         array = np.array(array, dtype=array.dtype.newbyteorder("="))  # PyTorch shares no such memory
     return torch.from_numpy(array)
-
-
-def _is_numeric(value: Any) -> bool:
-    if isinstance(value, Tensor | Mapping):
-        return True
-    return (value if isinstance(value, np.ndarray) else np.asarray(value)).dtype.kind in _NUMBERS

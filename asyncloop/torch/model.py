@@ -214,7 +214,7 @@ class TorchModel:
         sources = self._lane.take(batch)
         try:
             with self._numerics.settings(), self._profiled(train):
-                return self._train(sources, batch, stream) if train else self._evaluate(sources, stream)
+                return self._train(sources, batch, stream) if train else self._evaluate(sources, batch, stream)
         except torch.OutOfMemoryError as error:
             told = self._told_of_memory(error, batch, sources, train, stream)
             if self._on_oom == "error" or not train:
@@ -223,6 +223,10 @@ class TorchModel:
             if self.updates is not None:
                 self.updates.skip()
             return {**dict.fromkeys(self.output_names, _no_value), "out_of_memory": 1.0}
+        except RuntimeError as error:
+            if self.world is not None and self.world.is_of_others(error):
+                raise self.world.gone(error) from None
+            raise
         finally:
             self._lane.used()
 
@@ -257,7 +261,7 @@ class TorchModel:
         told = updates.update()
         if self.average is not None:
             self.average.follow(updates.n_updates)
-        if self.metrics is not None:
+        if self.metrics is not None and weight:
             for (_, outputs), (_, part) in zip(parts, cut, strict=False):
                 self.metrics.update((stream, True), {**part, **outputs})
         if self._on_oom == "skip":
@@ -265,12 +269,12 @@ class TorchModel:
         numbers = {name: _scalar(value) for name, value in told.items()}
         return {**self._idle_losses(parts, cut), **self._handed(parts), **numbers, "lr": rate}
 
-    def _evaluate(self, sources: Mapping[str, Any], stream: str) -> dict[str, Any]:
+    def _evaluate(self, sources: Mapping[str, Any], batch: Batch, stream: str) -> dict[str, Any]:
         self._set_mode(train=False)
         try:
             with self._spread.evaluating(), self._numerics.autocast:
                 outputs = self.step(sources, train=False, stream=stream)
-            if self.metrics is not None:
+            if self.metrics is not None and self._spread.weight_of(batch):
                 self.metrics.update((stream, False), {**sources, **outputs})
         except BaseException:
             self._set_mode(train=True)
@@ -511,13 +515,15 @@ class TorchModel:
 
 
 def _chosen(device: str) -> torch.device:
-    if device != "auto":
+    if device not in ("auto", "cuda"):
         try:
             return torch.device(device)
         except RuntimeError as error:
             raise ConfigError(f"device: {error}") from None
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
+    if device == "cuda":
+        raise ConfigError("device: PyTorch finds no CUDA device here; write device = 'auto' or 'cpu'")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 

@@ -56,6 +56,10 @@ class TorchWorld:
             with suppress(Exception):  # whoever kept it has gone first
                 self._store.set(_FAILED, f"process {self.rank} failed: {reason}")
 
+    def is_of_others(self, error: RuntimeError) -> bool:
+        """Whether a step failed because another process did not answer."""
+        return isinstance(error, dist.DistError) or "/gloo/" in str(error)
+
     def gone(self, error: BaseException) -> PeerError:
         """What to raise for a call that another process has not answered: with its reason, if it has left one."""
         reason = self.reason()
@@ -129,7 +133,8 @@ def join() -> TorchWorld | None:
     store: dist.Store | None = None
     if not dist.is_initialized():
         os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(local_rank), **_address())
-        store, _, _ = next(iter(dist.rendezvous("env://", timeout=_TIMEOUT)))
+        kept, _, _ = next(iter(dist.rendezvous("env://", timeout=_TIMEOUT)))
+        store = dist.PrefixStore(f"attempt{os.environ.get('TORCHELASTIC_RESTART_COUNT', '')}", kept)  # torchrun keeps it
         backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
         dist.init_process_group(
             backend, store=dist.PrefixStore("groups", store), rank=rank, world_size=size, timeout=_TIMEOUT

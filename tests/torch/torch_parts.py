@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import nn
 
+from asyncloop import Engine, Result
 from asyncloop.torch import TorchModel
 
 N_INPUTS, N_CLASSES = 12, 4
+
+on_asyncio = pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+"""For what has nothing to do with the event loop, and need not be tested on each."""
 
 
 class Net(nn.Module):
@@ -62,6 +67,12 @@ def a_model(**changes: Any) -> TorchModel:
     model = TorchModel(**{**settings, **changes})
     torch.manual_seed(7)
     return model
+
+
+async def train(model: TorchModel, data: Any = None, hooks: Iterable[Any] = (), **options: Any) -> Result:
+    """Train a model: one epoch and no evaluation, unless `options` of the engine say something else."""
+    settings: dict[str, Any] = {"epochs": 1, "skip_zeroth_epoch": True, "on_unused_sources": "ignore"}
+    return await Engine(model, data or Data(), hooks, **{**settings, **options}).train()
 
 
 def by_hand(
