@@ -172,7 +172,11 @@ class Control:
 
     def share(self) -> None:
         """From now on wishes are only noted, until all processes that train together have agreed on them."""
-        self._noted = []
+        self._noted = self._noted or []
+
+    @property
+    def is_shared(self) -> bool:
+        return self._noted is not None
 
     def take_noted(self) -> list[list[Any]]:
         """What was asked of this process since the last time, as JSON."""

@@ -308,8 +308,8 @@ class ModelThread:
                     if not unasked or ended_s + ran_s - woken_s > DELIVER_EVERY_S:
                         unasked = pump.handed_over(batch, outputs, soon=ran_s < DELIVER_EVERY_S)
                         woken_s = previous_s = clock()
-                    if timed_hooks and _is_lockstep_due(timed_hooks, finished):
-                        return "time"
+                    if timed_hooks and _is_lockstep_due(timed_hooks, finished) and not control.is_shared:
+                        return "time"  # several processes have several clocks: they stop at counted steps only
                 if self._late is not None:
                     self._late.look()
                 if len(ran) >= _TIMINGS:

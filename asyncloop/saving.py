@@ -196,7 +196,7 @@ class Saver:
     async def _write(self, capture: Capture, requests: Sequence[PendingCheckpoint], saving: anyio.Event) -> None:
         assert self._checkpoints is not None
         assert self._writer is not None
-        step, marker = capture.step, capture.marker
+        step, marker, writes = capture.step, capture.marker, False
         with anyio.CancelScope(shield=True):
             try:
                 hooks = copy_state(await marker.complete())
@@ -205,8 +205,11 @@ class Saver:
                 # A checkpoint that lacks something takes nobody's place among those that do not.
                 claims = [_NOT_WHOLE] if lacks else [request.claim for request in requests]
                 record = {**capture.record, "lacks": lacks} if lacks else capture.record
+                writes = True
                 path = await self._writer.call(self._written, step, parts, record, claims)
             except Exception as error:
+                if not writes and self._together is not None:  # the others have begun, and wait for this process
+                    await self._writer.call(self._together.gather_beside, {"failed": str(error)})
                 self._unsaved.append(f"the checkpoint of step {step}")
                 _refuse(requests, error)
                 self._on_failure(error)
@@ -223,11 +226,10 @@ class Saver:
     def _written(self, step: int, parts: Parts, record: Mapping[str, Any], claims: Sequence[Claim]) -> Path:
         """In the writer's thread: the checkpoint's directory. Weights that are not finite go into none."""
         assert self._checkpoints is not None
-        together = self._peers.world if self._peers is not None and self._is_sharded else None
         if self._checks_weights:
-            with _told_to(together):
+            with _told_to(self._together):
                 refuse_nonfinite(step, parts["model"])
-        return self._checkpoints.write(step, parts, record, claims, together)
+        return self._checkpoints.write(step, parts, record, claims, self._together)
 
     async def _write_shards(self, capture: Capture, requests: Sequence[PendingCheckpoint], saving: anyio.Event) -> None:
         """This process's part of a checkpoint that the first process writes."""
@@ -255,6 +257,11 @@ class Saver:
     @property
     def _is_sharded(self) -> bool:
         return bool(getattr(self._model, "is_sharded", False))
+
+    @property
+    def _together(self) -> World | None:
+        """The processes that each write their part of a checkpoint; None if one writes all of it."""
+        return self._peers.world if self._peers is not None and self._is_sharded else None
 
     def _lost_before(self, capture: Capture, hooks: Mapping[str, Any]) -> list[str]:
         """What a failure has cost that a resume from this checkpoint would not bring back, in words."""

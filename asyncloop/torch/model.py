@@ -149,8 +149,9 @@ class TorchModel:
     @property
     def input_names(self) -> Sequence[str]:
         """The sources that a batch must have: those of the module, and what losses and metrics take that it does not give."""
-        wanted = [*self._module_sources(), *self._looked_at()]
-        return list(dict.fromkeys(name for name in wanted if name.partition("/")[0] not in self._given_names()))
+        wanted = (name.partition("/")[0] for name in (*self._module_sources(), *self._looked_at()))
+        given = self._given_names()
+        return list(dict.fromkeys(name for name in wanted if name not in given))
 
     @property
     def output_names(self) -> Sequence[str]:
@@ -375,6 +376,7 @@ class TorchModel:
             self._modes = [(module, module.training) for each in own for module in each.modules()]
             for each in own:
                 each.eval()
+            self._spread.share_buffers()
         if self.average is not None:
             self.average.put_inside(not train)
         self._trains = train

@@ -81,6 +81,12 @@ class Spread:
                 dist.all_reduce(grad)
                 each.grad = grad.div_(self._size)
 
+    @torch.no_grad()
+    def share_buffers(self) -> None:
+        """Give the first process's buffers (running means) to all: each has seen other examples since the last step."""
+        for each in self.module.buffers() if self.world is not None and not self.is_sharded else ():
+            dist.broadcast(each, 0)
+
     def evaluating(self) -> AbstractContextManager[Any]:
         """Around an evaluation. What is put together from shares cannot be in inference mode."""
         return torch.no_grad() if self.is_sharded else torch.inference_mode()

@@ -161,10 +161,10 @@ def _address() -> dict[str, str]:
     if not nodes:
         raise ConfigError("several processes, but neither MASTER_ADDR and MASTER_PORT nor SLURM_STEP_NODELIST are set")
     port = 20000 + int(re.sub(r"\D", "", job) or 0) % 20000
-    return {"MASTER_ADDR": os.environ.get("MASTER_ADDR", _first_of(nodes)), "MASTER_PORT": str(port)}
+    return {"MASTER_ADDR": os.environ.get("MASTER_ADDR", first_of(nodes)), "MASTER_PORT": str(port)}
 
 
-def _first_of(nodes: str) -> str:
+def first_of(nodes: str) -> str:
     """`node[03-05,9],other` → node03."""
     name, bracket, rest = nodes.partition("[")
     return name + re.split(r"[-,\]]", rest)[0] if bracket and "," not in name else nodes.split(",")[0]

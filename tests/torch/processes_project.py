@@ -12,6 +12,7 @@ from asyncloop.checkpoint import Checkpoints
 
 PARTS = '''
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -99,6 +100,27 @@ class StopsExactly(Stops):
     lockstep = True
 
 
+class Pauses(Hook):
+    """Pauses at a step, in the last process, and goes on a little later."""
+
+    all_processes = True
+
+    async def after_batch(self, event):
+        if event.train and str(event.step) == os.environ.get("PAUSE_AT") and os.environ.get("RANK") == "1":
+            event.control.pause()
+            threading.Timer(0.3, event.control.resume).start()
+
+
+class Fails(Hook):
+    """Fails at a step, in the first process, which is the only one that runs it."""
+
+    lockstep = True
+
+    async def after_batch(self, event):
+        if event.train and str(event.step) == os.environ.get("FAIL_AT"):
+            raise LookupError("the hook gives up")
+
+
 class Marks(Hook):
     """Leaves a file at a step, and is slow about it, so that somebody can be killed there."""
 
@@ -143,6 +165,10 @@ class = "many_parts:Ids"
 class = "many_parts:Stops"
 [[hooks]]
 class = "many_parts:StopsExactly"
+[[hooks]]
+class = "many_parts:Pauses"
+[[hooks]]
+class = "many_parts:Fails"
 [[hooks]]
 class = "many_parts:Marks"
 [[hooks]]

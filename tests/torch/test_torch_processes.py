@@ -122,6 +122,17 @@ def test_what_one_is_asked_all_do_at_the_same_step(forks: Forks, folder: Path) -
     assert {int(own[-1].split()[0]) for own in lines} == {record["steps"]}
 
 
+def test_a_pause_that_one_is_asked_for_is_everybodys(
+    forks: Forks, folder: Path, alone: tuple[Path, dict[int, list[int]]]
+) -> None:
+    assert forks.run(folder, "run", "cfg.toml", "--output-dir", "run", PAUSE_AT="4") == [0, 0], forks.said(folder)
+    events = [json.loads(line) for line in (folder / "run" / "events.jsonl").read_text().splitlines()]
+    (paused,) = [each for each in events if each["event"] == "paused"]
+    (resumed,) = [each for each in events if each["event"] == "resumed"]
+    assert paused["step"] == resumed["step"]
+    assert furthest(weights_of(alone[0]), weights_of(folder / "run")) < 1e-5
+
+
 def test_one_that_fails_ends_the_others_with_its_reason(forks: Forks, folder: Path) -> None:
     words = ("run", "cfg.toml", "--output-dir", "run", "--set", "model.module.class=many_parts:Breaks")
     assert forks.run(folder, *words) == [3, 3]
@@ -129,6 +140,19 @@ def test_one_that_fails_ends_the_others_with_its_reason(forks: Forks, folder: Pa
     assert "process 1 failed: ArithmeticError: broken on purpose" in forks.said(folder, 0)
     record = json.loads((folder / "run" / "run.json").read_text())
     assert (record["state"], record["exit_code"]) == ("failed", 3)
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_a_hook_that_fails_ends_all_of_them_and_what_they_have_done_is_saved(
+    forks: Forks, folder: Path, alone: tuple[Path, dict[int, list[int]]], kind: str
+) -> None:
+    setting = ("--set", f"model.parallel={kind}")
+    assert forks.run(folder, "run", "cfg.toml", "--output-dir", "run", *setting, FAIL_AT="10") == [3, 3]
+    assert "the hook gives up" in forks.said(folder, 0)
+    assert "process 0 failed: LookupError: the hook gives up" in forks.said(folder, 1)
+    assert Checkpoints(folder / "run" / "checkpoints").find().name == "step-00000010"
+    assert forks.run(folder, "resume", "run", n=3) == [0, 0, 0], forks.said(folder)
+    assert furthest(weights_of(alone[0]), weights_of(folder / "run")) < 1e-5
 
 
 def test_a_killed_one_ends_the_others_and_the_run_goes_on_as_if_nothing_had_been(
