@@ -280,7 +280,8 @@ class Engine:
         if epoch.resumed is None:
             await self._tell_model("begin_stream", name, train=True)
         else:  # a checkpoint was taken inside this epoch, before what was due at its step
-            training.load_state_dict(epoch.resumed)
+            alone_or_first = self._peers is None or self._peers.is_first
+            training.load_state_dict(epoch.resumed if alone_or_first else {**epoch.resumed, "sums": {}, "weights": {}})
             epoch.resumed = None
             await self._take_up_due(stream, stretch)
         while self.progress.steps_left != 0 and not stretch.is_full:
@@ -710,7 +711,7 @@ class Engine:
             )  # fmt: skip
         means, thread = stretch.means, self._live_session.thread
         if self._peers is not None:
-            epoch.data[name] = await self._peers.summed(thread, await thread.call(means.state_dict))
+            epoch.data[name] = (await thread.call(self._peers.added_up, means)).result()
         else:
             on_device = any(map(is_on_device, means.sums.values()))
             epoch.data[name] = await thread.call(means.result) if on_device else means.result()

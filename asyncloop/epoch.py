@@ -96,9 +96,11 @@ class EpochRecord:
         """What comes now is repeated if it is interrupted, so a checkpoint holds the data as it is now."""
         self.phase, self._kept = "evaluate", copy.deepcopy(self.data)
 
-    def state_dict(self) -> dict[str, Any]:
-        """For a checkpoint. Belongs to the model's thread."""
+    def state_dict(self, means: WeightedMeans | None = None) -> dict[str, Any]:
+        """For a checkpoint. Belongs to the model's thread. `means`: of all processes, where there are several."""
         training = self.training.state_dict() if self.training is not None else self.resumed
+        if training is not None and means is not None:
+            training = {**training, **means.state_dict()}
         return {
             "names": self.names,
             "phase": self.phase,

@@ -14,6 +14,7 @@ from typing import Any
 from asyncloop.control import Control
 from asyncloop.errors import PeerError
 from asyncloop.model_thread import ModelThread
+from asyncloop.stats import WeightedMeans
 from asyncloop.world import World
 
 __all__ = ["LOOK_S", "LOOK_STEPS", "Peers", "runs_everywhere"]
@@ -81,15 +82,14 @@ class Peers:
             return self._every
         return max(min(int(LOOK_S * n / took_s), LOOK_STEPS), 1)
 
-    async def summed(self, thread: ModelThread, means: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-        """The means of all processes together, from the sums and weights of this one."""
-        sums: dict[str, float] = {}
-        weights: dict[str, float] = {}
-        for each in await thread.call(self.world.gather, means):
-            for name, total in each["sums"].items():
-                sums[name] = sums.get(name, 0.0) + total
-                weights[name] = weights.get(name, 0.0) + each["weights"][name]
-        return {name: total / weights[name] for name, total in sums.items() if weights[name]}
+    def added_up(self, means: WeightedMeans) -> WeightedMeans:
+        """The sums and weights of all processes together. Blocks; belongs to the model's thread."""
+        together = WeightedMeans()
+        for state in self.world.gather(means.state_dict()):
+            own = WeightedMeans()
+            own.load_state_dict(state)
+            together.merge(own)
+        return together
 
     async def of_first(self, thread: ModelThread, value: Any) -> Any:
         """What the first process has for all."""

@@ -135,9 +135,16 @@ class Saver:
         held = self._held
         step = self._standing.progress.step
 
-        def place() -> dict[str, Any]:
-            own = {} if epoch is None else epoch.state_dict()
-            return {**own, "metrics": savable(self._standing.metrics), "last": {} if last is None else last_state(last)}
+        def taken() -> tuple[Any, Any]:
+            """In every process, for some of it may be put together from all; kept only where it is written."""
+            state, means = self._model.state_dict(), None
+            if self._peers is not None and epoch is not None and epoch.training is not None:
+                means = self._peers.added_up(epoch.training.stretch.means)
+            if self._is_written_elsewhere:
+                return copy_state(state) if self._is_sharded else {}, {}
+            own = {} if epoch is None else epoch.state_dict(means)
+            kept = {"metrics": savable(self._standing.metrics), "last": {} if last is None else last_state(last)}
+            return copy_state(state), copy_state({**own, **kept})
 
         record = self._record(epoch is not None and epoch.is_ending, failure)
         if self._own_rng:
@@ -148,10 +155,7 @@ class Saver:
         logger.info(LOG_MARK, step, extra={"log_only": True})
         marker = held.marker if held else self._bus.mark(None if epoch is None else epoch.logged_by)
         self._saved_step = step
-        if self._is_written_elsewhere:
-            state = self._model.state_dict if self._is_sharded else dict
-            return Capture(step, await self._thread.call(lambda: copy_state(state())), {}, record, marker)
-        model, kept = await self._thread.call(lambda: (copy_state(self._model.state_dict()), copy_state(place())))
+        model, kept = await self._thread.call(taken)
         return Capture(step, model, kept, record, marker)
 
     @property

@@ -9,7 +9,7 @@ from html import escape
 from typing import Any
 
 from asyncloop.events import EpochData
-from asyncloop.hooks.progress_state import Snapshot
+from asyncloop.hooks.progress_state import Snapshot, rounded_s
 from asyncloop.hooks.values import summary, text
 from asyncloop.progress import Progress
 
@@ -138,7 +138,7 @@ def _epochs(ended: Sequence[Mapping[str, Any]]) -> str:
         [
             str(entry["epoch"]),
             *(_text_of(one.get(stream, {}).get(name)) for stream, name in columns),
-            f"{entry['epoch_s']:.2g}",
+            rounded_s(entry["epoch_s"]),
         ]
         for entry, one in zip(ended, data, strict=True)
     ]

@@ -10,7 +10,7 @@ from typing import Any, cast
 from asyncloop.events import AfterBatch, AfterEpoch, AfterEvaluation, BeforeEpoch, BeforeTraining
 from asyncloop.hooks.values import scalars, summary, text
 
-__all__ = ["ProgressState", "Snapshot", "epoch_line"]
+__all__ = ["ProgressState", "Snapshot", "epoch_line", "rounded_s"]
 
 _MOST_VALUES = 6
 _RATE_POINTS = 32
@@ -61,6 +61,8 @@ class ProgressState:
     """Owned by the thread of one hook. Clock readings are seconds of time.perf_counter."""
 
     epochs: int | None = None
+    steps: int | None = None
+    """With how many the run ends, which may be in the middle of a pass."""
     totals: dict[str, int] = field(default_factory=dict[str, int])
     """Batches of a pass: the dataset's `num_batches`, then what the newest whole pass has shown."""
     _before: int = 0
@@ -76,6 +78,7 @@ class ProgressState:
 
     def begin_training(self, event: BeforeTraining) -> None:
         self.epochs = getattr(event.run, "epochs", None)
+        self.steps = getattr(event.run, "steps", None)
         known: object = getattr(event.run.dataset, "num_batches", None)
         if isinstance(known, Mapping):
             self.totals.update(cast("Mapping[str, int]", known))
@@ -127,6 +130,9 @@ class ProgressState:
         total = self.totals.get(event.stream)
         if total is not None and total < self._done:
             total = None
+        if event.train and self.steps is not None:
+            left = self.steps - self._before
+            total = left if total is None else min(total, left)
         rate = self._rate()
         eta_s = (total - self._done) / rate if total is not None and rate else None
         values = dict(list(scalars(event.outputs).items())[:_MOST_VALUES])
@@ -145,7 +151,12 @@ def epoch_line(event: AfterEpoch, seconds: float) -> str:
     for stream, values in event.data.items():
         shown = ((name, summary(value)) for name, value in values.items())
         streams.append(" ".join([stream, *(f"{name} {text(value)}" for name, value in shown if value is not None)]))
-    return f"epoch {event.epoch}  {' · '.join(streams)}  ({seconds:.2g} s)"
+    return f"epoch {event.epoch}  {' · '.join(streams)}  ({rounded_s(seconds)} s)"
+
+
+def rounded_s(seconds: float) -> str:
+    """Two digits, or whole seconds: `0.034`, `7.2`, `1235`."""
+    return f"{seconds:.2g}" if seconds < 99.5 else f"{seconds:.0f}"
 
 
 def _clock(seconds: float) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import shutil
 from collections import defaultdict, deque
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from asyncloop.fetching import is_on_device, to_host
 from asyncloop.hook import Hook
 from asyncloop.kept_outputs.reading import FORMAT, part_name
 from asyncloop.stats import WeightedMeans, metric_sink
+from asyncloop.storage import clear_away
 from asyncloop.trees import encoded, safetensors
 
 __all__ = ["KeepOutputs", "Overheard"]
@@ -204,7 +204,7 @@ class _Writer:
 
     def discard(self) -> None:
         """Give the space back."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        clear_away(self._folder)
 
 
 def _kept(values: Mapping[str, Any], what: str, at: Event) -> dict[str, Any]:

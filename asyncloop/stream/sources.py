@@ -15,7 +15,7 @@ from asyncloop.stream.operators import Elements, Item, Plain, names_parameter
 from asyncloop.stream.order import Pass
 from asyncloop.threads import OwnThread
 
-__all__ = ["AsyncSource", "FactorySource", "Resume", "SequenceSource", "SyncSource", "source_node"]
+__all__ = ["AsyncSource", "FactorySource", "IndexedSource", "Resume", "SequenceSource", "SyncSource", "source_node"]
 
 Resume = Literal["replay", "continue", "error"]
 Naming = tuple[str, ...] | None
@@ -31,9 +31,17 @@ class Stateful(Protocol):
     def load_state_dict(self, state: Any) -> None: ...
 
 
+@runtime_checkable
+class Indexed(Protocol):
+    """What PyTorch calls a map-style dataset."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
 def source_node(
     source: object, names: Naming, resume: Resume
-) -> SequenceSource | SyncSource | AsyncSource | FactorySource:
+) -> SequenceSource | IndexedSource | SyncSource | AsyncSource | FactorySource:
     """The node for whatever the user has; DataError if it can be neither iterated nor called."""
     if isinstance(source, Sequence) and not isinstance(source, str | bytes):
         return SequenceSource(cast("Sequence[Any]", source), names)
@@ -43,11 +51,13 @@ def source_node(
         isinstance(source, Iterable) and not isinstance(source, str | bytes | Mapping)
     ):
         return SyncSource(cast(Any, source), names, resume)
+    if isinstance(source, Indexed) and not isinstance(source, str | bytes | Mapping | type):
+        return IndexedSource(source, names)
     if callable(source):  # pyright: ignore[reportUnknownArgumentType]
         return FactorySource(cast("Callable[..., Any]", source), names, resume)
     raise DataError(
-        f"a stream needs an iterable, an async iterable, a generator function or a function that returns one, "
-        f"not {type(cast(object, source)).__name__!r}"
+        f"a stream needs an iterable, an async iterable, an object with len() and an item for each index, a generator "
+        f"function or a function that returns one, not {type(cast(object, source)).__name__!r}"
     )
 
 
@@ -83,6 +93,24 @@ class SequenceSource(Plain):
         sequence, names = self.sequence, self.names
         for i in range(cast(int, cursor or 0), len(sequence)):
             yield sequence[i] if names is None else named(sequence[i], names), i + 1
+
+
+@dataclass(frozen=True, slots=True)
+class IndexedSource:
+    """An object with `__len__` and `__getitem__`, such as a map-style Dataset. Cursor: how many were given.
+
+    What it takes to make an element is not known, so, other than a sequence in memory, it may be given to a thread.
+    """
+
+    items: Indexed
+    names: Naming
+    needs_loop = False
+    opaque = False
+
+    async def elements(self, at: Pass, cursor: Cursor) -> Elements:
+        items, names = self.items, self.names
+        for i in range(cast(int, cursor or 0), len(items)):
+            yield named(items[i], names), i + 1
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, fields
 from typing import Any, TypeAlias
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from asyncloop.errors import ConfigError
@@ -71,7 +73,7 @@ class PassMetrics:
 
     def begin(self, at: _Pass) -> None:
         """A pass begins anew."""
-        for metric in self._of_pass.get(at, {}).values():
+        for metric in self._own(at).values():
             metric.of.reset()
 
     @torch.no_grad()
@@ -97,9 +99,11 @@ class PassMetrics:
         }
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
+        """Of several processes the first one takes all of it over; in the end it is put together again."""
+        is_first = not dist.is_initialized() or dist.get_rank() == 0
         for stream, metrics in state.items():
             own = self._own((stream, True))
-            for name in own.keys() & metrics.keys():
+            for name in own.keys() & metrics.keys() if is_first else ():
                 _load(own[name].of, metrics[name], self._device)
 
     def _own(self, at: _Pass) -> dict[str, Metric]:
@@ -118,9 +122,19 @@ def _placed(metric: Any, device: torch.device) -> Any:
 
 
 def _state(metric: Any) -> dict[str, Any]:
-    """What a metric has gathered; of one without a `state_dict` nothing, so a resume begins it anew."""
-    own = dict(metric.state_dict()) if hasattr(metric, "state_dict") else {}
+    """What a metric has gathered in all processes; of one without a `state_dict` nothing, so a resume begins it anew."""
+    with _put_together(metric):
+        own = dict(metric.state_dict()) if hasattr(metric, "state_dict") else {}
     return {"own": own, "update_counts": {name: part._update_count for name, part in _counting(metric)}}
+
+
+@contextmanager
+def _put_together(metric: Any) -> Generator[None]:
+    """A metric with what all processes have gathered, for as long as this lasts; each calls it for the same metrics."""
+    with ExitStack() as stack:
+        for _, part in _counting(metric) if dist.is_initialized() and dist.get_world_size() > 1 else ():
+            stack.enter_context(part.sync_context())
+        yield
 
 
 def _load(metric: Any, state: Mapping[str, Any], device: torch.device) -> None:

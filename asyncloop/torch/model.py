@@ -440,6 +440,9 @@ class TorchModel:
             list(differences(self.module.state_dict(), state["module"], "the module")), type(self).__name__
         )
         copied_into(self.module, {**state["module"], **state.get("average", {})})
+        learned = state.get("losses", {})
+        if self.losses is not None and not list(differences(self.losses.state_dict(), learned, "the losses")):
+            copied_into(self.losses, learned)
         if self.average is not None:
             _copy(self.average.weights, self.module.state_dict())
 

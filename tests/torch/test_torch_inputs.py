@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -75,11 +76,16 @@ def test_as_many_outputs_as_there_are_names_or_an_error_that_counts_both() -> No
         model(Net(), outputs=["a", "b", "c"]).run(batch(), train=False, stream="valid")
 
 
-def test_a_source_inside_a_nested_one_is_reached_by_its_path() -> None:
+@pytest.mark.xfail(reason="a batch counts the entries of a nested source as examples", strict=True)
+@on_asyncio
+async def test_a_source_inside_a_nested_one_is_reached_by_its_path() -> None:
+    class Nested(Data):
+        def train_stream(self) -> Iterator[dict[str, Any]]:
+            for each in self.batches:
+                yield {"views": {"left": each["x"], "right": -each["x"]}, "label": each["label"]}
+
     net = Net()
-    nested = model(net, inputs=["views/left"])
-    print(nested.input_names)
-    nested.run({"views": {"left": batch()["x"]}, "label": batch()["label"]}, train=True, stream="train")
+    await train(model(net, inputs=["views/left"]), Nested(2))
     assert np.array_equal(net.seen[0]["image"], batch()["x"])
 
 
@@ -97,6 +103,7 @@ async def test_hooks_see_scalars_always_and_larger_outputs_only_when_they_name_t
     assert named == [(16, N_CLASSES)] * 2
 
 
+@pytest.mark.xfail(reason="the model thread's loop still holds the outputs of the step before", strict=True)
 @on_asyncio
 async def test_an_output_that_nobody_names_is_let_go_before_the_next_step() -> None:
     made: list[weakref.ref[Any]] = []

@@ -110,7 +110,7 @@ def test_stopped_and_resumed_by_another_number_of_processes_the_order_goes_on(
     run, by_step = alone
     assert seen | ids_by_step(folder) == by_step
     assert furthest(weights_of(run), weights_of(folder / "run")) < 1e-5
-    assert same_numbers(metrics_of(run)["valid"], metrics_of(folder / "run")["valid"], by=1e-4)
+    assert same_numbers(metrics_of(run), metrics_of(folder / "run"), by=1e-4)
 
 
 def test_what_one_is_asked_all_do_at_the_same_step(forks: Forks, folder: Path) -> None:

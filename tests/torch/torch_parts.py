@@ -69,6 +69,31 @@ def a_model(**changes: Any) -> TorchModel:
     return model
 
 
+class Heads(nn.Module):
+    """Returns logits and a reconstruction of its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Linear(N_INPUTS, 8)
+        self.classes, self.back = nn.Linear(8, N_CLASSES), nn.Linear(8, N_INPUTS)
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        hidden = torch.tanh(self.body(x))
+        return self.classes(hidden), self.back(hidden)
+
+
+SEVERAL = {
+    "class_loss": {"class": "torch.nn:CrossEntropyLoss", "inputs": ["logits", "label"]},
+    "back_loss": {"class": "torch.nn:MSELoss", "inputs": ["back", "x"], "weight": 0.25},
+}
+
+
+def heads(**settings: Any) -> TorchModel:
+    settings = {"loss": SEVERAL, "optimizer": {"class": "torch.optim:SGD", "lr": 0.1}, **settings}
+    return TorchModel(Heads(), ["x"], outputs=["logits", "back"], device="cpu", **settings)
+
+
 async def train(model: TorchModel, data: Any = None, hooks: Iterable[Any] = (), **options: Any) -> Result:
     """Train a model: one epoch and no evaluation, unless `options` of the engine say something else."""
     settings: dict[str, Any] = {"epochs": 1, "skip_zeroth_epoch": True, "on_unused_sources": "ignore"}
