@@ -18,6 +18,7 @@ class Model(Protocol):
 
     * `live: dict[str, type]` with `set_parameters(**changes)`: what `control.set` may change.
     * `training_output_names`: those of `output_names` that only training steps have.
+    * `may_change`: arguments that a resumed run may have other values of, because its steps stay the same.
     * `restore_fallback: str` ("module:Class"): takes over when this class can no longer be imported.
     * `weights() -> Mapping`, `has_no_weights = True` (it can be loaded from a run without a checkpoint).
     * `begin_stream(stream, *, train)` before the first batch of a stream in an epoch (not when a resume goes on in the
@@ -38,7 +39,10 @@ class Model(Protocol):
         ...
 
     def state_dict(self) -> Mapping[str, Any]:
-        """Everything training needs to go on: nested mappings and lists of arrays, numbers, strings and None."""
+        """Everything training needs to go on: nested mappings and lists of arrays, numbers, strings and None.
+
+        Where several processes train the model, all of them call it at the same step.
+        """
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

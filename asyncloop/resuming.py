@@ -153,7 +153,9 @@ def _matters(key: str, before: Config, now: Config) -> bool:
     if section == "hooks":
         changed = [hook for hook in (*before.hooks, *now.hooks) if hook not in before.hooks or hook not in now.hooks]
         return any(map(_steers, changed))
-    return section in ("dataset", "model") or key == "run.seed"
+    if section == "model":  # what its class says does not change what a step computes
+        return rest.partition(".")[0] not in getattr(now.model.cls, "may_change", ())
+    return section == "dataset" or key == "run.seed"
 
 
 def _steers(hook: Component) -> bool:

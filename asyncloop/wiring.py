@@ -134,9 +134,9 @@ async def made(
 
 async def check_room(parts: Parts) -> None:
     """StorageError if the disk has no room for two checkpoints: one is written while the one before stays."""
+    needed = 2 * await parts.thread.call(lambda: bytes_of(parts.model.state_dict())) + _SPARE
     if parts.rundir.is_anothers:
         return
-    needed = 2 * await parts.thread.call(lambda: bytes_of(parts.model.state_dict())) + _SPARE
 
     def free() -> tuple[Path, int]:
         with storage_errors("look for room for", parts.rundir.path):

@@ -42,7 +42,8 @@ class Marker:
         self.logged: dict[str, Any] = {}
         """What each hook had added to the epoch's metrics by then."""
         self._logged_by = logged
-        self._left = {own.name for own in subscriptions}
+        self._names = [own.name for own in subscriptions]
+        self._left = set(self._names)
         self._all = anyio.Event()
         if not subscriptions:
             self._all.set()
@@ -57,9 +58,14 @@ class Marker:
             self._all.set()
 
     async def complete(self) -> dict[str, Any]:
-        """Wait until every hook has handled everything before the marker; name → state."""
+        """Wait until every hook has handled everything before the marker; name → state, in the order of the hooks."""
         await self._all.wait()
+        self.states, self.logged = self._in_order(self.states), self._in_order(self.logged)
         return self.states
+
+    def _in_order(self, parts: Mapping[str, Any]) -> dict[str, Any]:
+        """Not in that of their arrival: the same run writes the same bytes."""
+        return {name: parts[name] for name in self._names if name in parts}
 
 
 class _InHand:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from asyncloop.events import AfterEpoch, AfterTraining, BeforeTraining, Event
 from asyncloop.hook import Hook
@@ -28,16 +30,24 @@ class TrainingTrace(Hook):
         self.needs_output_dir = output_dir is None
         self._file = OutputFile("TrainingTrace", "trace.json", output_dir)
         self._begin: str | None = None
-        self._epochs_done = 0
+        self._epochs_done: int | None = None
+        """None until it is known: what a resume does not say stands in the file."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epochs_done": self._epochs_done}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._epochs_done = state["epochs_done"]
 
     def before_training(self, event: BeforeTraining) -> None:
         before = json.loads(self._file.read(event) or "{}")
         self._begin = before.get("train_begin") or now()
-        self._epochs_done = before.get("epochs_done", 0)
+        if self._epochs_done is None:
+            self._epochs_done = before.get("epochs_done", 0)
         self._write(event)
 
     def after_epoch(self, event: AfterEpoch) -> None:
-        self._epochs_done = max(self._epochs_done, event.epoch)
+        self._epochs_done = max(self._epochs_done or 0, event.epoch)
         self._write(event)
 
     def after_training(self, event: AfterTraining) -> None:

@@ -80,6 +80,7 @@ class TorchModel:
     """
 
     restore_fallback = "asyncloop.torch:TorchModel"
+    may_change = frozenset({"ahead", "checkpoint_activations", "on_oom", "parallel", "profile"})
 
     def __init__(
         self,

@@ -105,6 +105,8 @@ def test_stopped_and_resumed_by_another_number_of_processes_the_order_goes_on(
     seen = ids_by_step(folder)
     assert list(seen) == [1, 2, 3, 4, 5]
     assert forks.run(folder, "resume", "run", n=3, STOP_AT="11") == [0, 0, 0], forks.said(folder)
+    other = "model.parallel=fsdp" if kind == "ddp" else "model.parallel=ddp"
+    assert forks.run(folder, "resume", "run", "--set", other, n=2, STOP_AT="12") == [0, 0], forks.said(folder)
     assert forks.run(folder, "resume", "run", n=1, STOP_AT="13") == [0], forks.said(folder)
     assert forks.run(folder, "resume", "run", n=2) == [0, 0], forks.said(folder)
     run, by_step = alone
