@@ -11,9 +11,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 from weakref import WeakSet
 
@@ -22,20 +20,19 @@ from anyio.abc import TaskGroup
 
 from asyncloop.batch import nbytes_of
 from asyncloop.bus.declared import Declared
+from asyncloop.bus.history import History
 from asyncloop.bus.listener import Listener
 from asyncloop.bus.pump import OUTBOX, Pump
 from asyncloop.bus.subscription import Marker, OnFailure, OnLog, OnStop, Subscription
 from asyncloop.bus.views import narrowed, with_added, with_scalars
 from asyncloop.errors import ConfigError
-from asyncloop.events import AfterBatch, AfterEpoch, AfterEpochProfile, BeforeBatch, BeforeTraining, Event
+from asyncloop.events import AfterBatch, AfterEpoch, BeforeBatch, BeforeTraining, Event
 from asyncloop.stats import Timings
 from asyncloop.threads import LoopHandle
 
 __all__ = ["EventBus"]
 
 logger = logging.getLogger("asyncloop")
-
-_HISTORY = 4096
 
 
 class EventBus:
@@ -48,7 +45,7 @@ class EventBus:
         self._hooks: list[tuple[Any, str]] = []
         self._subscriptions: list[Subscription] = []
         self._listeners: WeakSet[Listener] = WeakSet()  # a reader that was dropped must not keep its events
-        self._history: deque[Event] = deque(maxlen=_HISTORY)
+        self._history = History()
         self._ended = False
         self._open: _Opened | None = None
         self.is_present: Callable[[Any], bool] = lambda hook: True
@@ -399,7 +396,7 @@ class EventBus:
             return events
 
     def _remember(self, event: Event) -> None:
-        self._history.append(_in_brief(event))
+        self._history.append(event)
         for listener in list(self._listeners):
             listener.offer(event)
 
@@ -457,11 +454,3 @@ def _copied(event: Event) -> Event:
     if hasattr(own, "data"):
         setattr(own, "data", {stream: dict(values) for stream, values in getattr(event, "data").items()})  # noqa: B009, B010
     return own
-
-
-def _in_brief(event: Event) -> Event:
-    """What is kept for those who ask later: a profile without single durations, which were 100 KiB and more an epoch."""
-    if not isinstance(event, AfterEpochProfile):
-        return event
-    profile = {key: value.in_brief() if isinstance(value, Timings) else value for key, value in event.profile.items()}
-    return replace(event, profile=profile)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
 from dataclasses import dataclass
 
+from asyncloop.bus.history import History
 from asyncloop.events import AfterBatch, Event
 from asyncloop.threads import LoopHandle, LoopSleeper
 
@@ -27,10 +27,10 @@ class Listener:
     Cancelling the reader is fine at any point.
     """
 
-    def __init__(self, kinds: tuple[type[Event], ...], history: Iterable[Event], ended: bool, bound: int) -> None:
+    def __init__(self, kinds: tuple[type[Event], ...], history: History, ended: bool, bound: int) -> None:
         self._kinds = kinds or (Event,)
         self._bound = bound
-        self._missed = 0
+        self._missed = history.n_dropped
         self._ended = ended
         self._sleeper: LoopSleeper | None = None
         self._waiting: deque[Event] = deque(event for event in history if isinstance(event, self._kinds))
