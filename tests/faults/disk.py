@@ -7,12 +7,12 @@ in one that goes on; the suite runs a share of it.
 from __future__ import annotations
 
 import argparse
-import builtins
-import errno
 import faulthandler
 import io
+import json
 import logging
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -20,7 +20,7 @@ import threading
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,224 +30,42 @@ from unittest import mock
 import anyio
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "resume"))
+from failing_disk import CHANGES, ERRORS, Disk
 from stopping_project import digest, make_project, outcome
 
 import asyncloop
 from asyncloop import blame
 from asyncloop.blame import code_of, is_others
-from asyncloop.checkpoint import Checkpoints, remedy_for
+from asyncloop.checkpoint import Checkpoints
 from asyncloop.cli import trouble
 from asyncloop.cli.trouble import tell
 from asyncloop.errors import alone
+from asyncloop.storage import remedy_for
 
-CHANGES = frozenset(
-    ["create", "write", "close", "fsync", "mkdir", "unlink", "rmdir", "rename", "replace", "truncate", "sendfile"]
-)
-LOOKS = frozenset(["open", "read", "stat", "scandir", "listdir"])
-BY_NAME = frozenset(["create", "open", "mkdir", "unlink", "rmdir", "rename", "replace", "truncate", "stat", "scandir"])
+__all__ = ["Disk", "Sweep", "sweeping"]
 
-ERRORS = {
-    "ENOSPC": CHANGES,
-    "EIO": CHANGES | LOOKS,
-    "EDQUOT": CHANGES,
-    "EACCES": BY_NAME | {"listdir"},
-    "EROFS": BY_NAME - {"open", "stat", "scandir"},
-    "EMFILE": frozenset(["create", "open", "scandir", "listdir"]),
-    "half": frozenset(["write", "sendfile"]),
+SILENT: Mapping[str, str] = {
+    r"mkdir again .*": "it is there, and who cannot write in it is told then",
+    r"lstat (\.\.(/\.\.)?|\.|resolved\.toml)": "is a part of a path a link? asked for names to compare: of the files that a "
+    "config extends, so that they go in no circle, and of the run among the code to copy, which its run.json tells, too",
+    r"stat resolved\.toml": "the same; that it is there was seen before, and that it can be read is seen afterwards",
+    r"(stat|listdir|open) code": "are there modules? asked by Python's import, for which the config's folder comes first",
 }
-"""Error → the calls it can strike. `half`: half of the data is written, then the disk is full."""
+"""Looks that may fail without a word, as patterns of the call and its path below the run: what is asked, and why nothing
+depends on the answer."""
 
+OWN_PARTS: Mapping[str, frozenset[str]] = {
+    "the checkpoint of step 0": frozenset(["saved"]),
+    "the state of hook Recorder": frozenset(["metrics", "events", "saved"]),
+    "the state of hook WriteJSONL": frozenset(["batches.jsonl", "hook WriteJSONL"]),
+    "the state of hook WriteJSONL#2": frozenset(["sparse.jsonl", "hook WriteJSONL#2"]),
+    "the state of hook TrainingTrace": frozenset(["trace.json", "hook TrainingTrace"]),
+    "the state of hook WriteCSV": frozenset(["training.csv", "hook WriteCSV"]),
+}
+"""What a checkpoint says that it lacks → the parts of an outcome that it explains; all others have to be exact."""
 
-class Disk:
-    """A context manager: below `root`, the `n`-th call that the error can strike fails; `for_good` all after it too.
-
-    `os`, `open` and `io.open` are replaced in this process. Files are opened by a subclass of `io.FileIO`, so that what
-    fails is what the kernel would be asked, behind all buffers.
-    """
-
-    def __init__(self, root: Path, error: str = "EIO", n: int = 0, *, for_good: bool = False) -> None:
-        self.root = os.path.abspath(root)
-        self.error, self.n, self.for_good = error, n, for_good
-        self.errno = errno.ENOSPC if error == "half" else getattr(errno, error)
-        self.calls: Counter[str] = Counter()
-        self.failed_at = ""
-        """The first call that failed."""
-        self.complete: set[str] = set()
-        """The checkpoints that were complete then."""
-        self.before_write: Callable[[str], None] = lambda path: None
-        self._strikes = ERRORS[error]
-        self._n_seen = 0
-        self._handles: dict[int, str] = {}
-        self._lock = threading.RLock()
-        self._own = threading.local()
-        self._patches: list[Any] = []
-
-    # --- the calls ----------------------------------------------------------------------------------------------
-
-    def __enter__(self) -> Disk:
-        replaced: list[tuple[Any, str, Any]] = [
-            (builtins, "open", self._open(open)),
-            (io, "open", self._open(io.open)),
-            (os, "open", self._os_open(os.open)),
-            (os, "close", self._os_close(os.close)),
-            (os, "sendfile", self._sendfile(os.sendfile)),
-        ]
-        names = [
-            "stat",
-            "lstat",
-            "mkdir",
-            "unlink",
-            "remove",
-            "rmdir",
-            "rename",
-            "replace",
-            "truncate",
-            "ftruncate",
-            "scandir",
-            "listdir",
-            "fsync",
-        ]
-        kinds = {"lstat": "stat", "remove": "unlink", "ftruncate": "truncate"}
-        replaced += [(os, name, self._checked(getattr(os, name), kinds.get(name, name))) for name in names]
-        self._patches = [mock.patch.object(*each) for each in replaced]
-        for patch in self._patches:
-            patch.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for patch in reversed(self._patches):
-            patch.stop()
-
-    def _checked(self, real: Callable[..., Any], kind: str) -> Callable[..., Any]:
-        def call(*args: Any, **kwargs: Any) -> Any:
-            self.check(kind, args[0] if args else ".", kwargs.get("dir_fd", kwargs.get("src_dir_fd")))
-            return real(*args, **kwargs)
-
-        return call
-
-    def _os_open(self, real: Callable[..., int]) -> Callable[..., int]:
-        def call(path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
-            where = self.check("create" if flags & (os.O_CREAT | os.O_WRONLY | os.O_RDWR) else "open", path, dir_fd)
-            handle = real(path, flags, mode, dir_fd=dir_fd)
-            if where is not None:
-                self._handles[handle] = where
-            return handle
-
-        return call
-
-    def _os_close(self, real: Callable[[int], None]) -> Callable[[int], None]:
-        """Never fails: nothing is written by handles, only directories are synced and a lock is held."""
-
-        def call(handle: int) -> None:
-            self._handles.pop(handle, None)
-            real(handle)
-
-        return call
-
-    def _sendfile(self, real: Callable[..., int]) -> Callable[..., int]:
-        def call(out: int, *args: Any) -> int:
-            self.check("sendfile", out)
-            return real(out, *args)
-
-        return call
-
-    def _open(self, real: Callable[..., Any]) -> Callable[..., Any]:
-        def call(file: Any, mode: str = "r", buffering: int = -1, *args: Any, **kwargs: Any) -> Any:
-            if isinstance(file, int) or self._below(file, None) is None:
-                return real(file, mode, buffering, *args, **kwargs)
-            raw = _File(self, os.fspath(file), mode.replace("b", "").replace("t", ""))
-            if "+" in mode:
-                buffered: Any = io.BufferedRandom(raw)
-            else:
-                buffered = io.BufferedReader(raw) if raw.readable() else io.BufferedWriter(raw)
-            return buffered if "b" in mode else io.TextIOWrapper(buffered, *args, **kwargs)
-
-        return call
-
-    # --- the fault ----------------------------------------------------------------------------------------------
-
-    def check(
-        self, kind: str, path: Any, dir_fd: int | None = None, half: Callable[[], Any] | None = None
-    ) -> str | None:
-        """Count a call; raise if it is the one. The path if it is below the root."""
-        where = self._below(path, dir_fd)
-        if where is None or getattr(self._own, "looking", False):
-            return where
-        with self._lock:
-            self.calls[kind] += 1
-            if kind not in self._strikes:
-                return where
-            self._n_seen += 1
-            if self.n == 0 or self._n_seen < self.n or (self._n_seen > self.n and not self.for_good):
-                return where
-            if not self.failed_at:
-                self.failed_at = f"{kind} {where}"
-                self.complete = self._look()
-        if self.error == "half" and half is not None:
-            half()
-        raise OSError(self.errno, os.strerror(self.errno), where)
-
-    def _below(self, path: Any, dir_fd: int | None) -> str | None:
-        if isinstance(path, int):
-            return self._handles.get(path)
-        where = os.fsdecode(path)
-        if dir_fd is not None:
-            where = os.path.join(self._handles.get(dir_fd, "/"), where)
-        where = os.path.abspath(where)
-        return where if where == self.root or where.startswith(self.root + os.sep) else None
-
-    def _look(self) -> set[str]:
-        self._own.looking = True
-        try:
-            found = [path.parent.name for path in Path(self.root).glob("**/*step-*/manifest.json")]
-            return {name.removeprefix(".tmp-before-") for name in found if name.startswith(("step-", ".tmp-before-"))}
-        finally:
-            self._own.looking = False
-
-    def opened(self, handle: int, path: str) -> None:
-        self._handles[handle] = os.path.abspath(path)
-
-    def closed(self, handle: int) -> None:
-        self._handles.pop(handle, None)
-
-
-class _File(io.FileIO):
-    """A file whose calls may fail."""
-
-    def __init__(self, disk: Disk, path: str, mode: str) -> None:
-        self._disk, self._path = disk, path
-        disk.check("open" if mode == "r" else "create", path)
-        super().__init__(path, mode)
-        disk.opened(self.fileno(), path)
-
-    def write(self, data: Any, /) -> int:
-        view = memoryview(data).cast("B")
-        self._disk.before_write(self._path)
-        self._disk.check("write", self._path, half=lambda: super(_File, self).write(view[: len(view) // 2]))
-        return super().write(data) or 0
-
-    def readinto(self, buffer: Any, /) -> int:
-        self._disk.check("read", self._path)
-        return super().readinto(buffer) or 0
-
-    def readall(self) -> bytes:
-        self._disk.check("read", self._path)
-        return super().readall() or b""
-
-    def close(self) -> None:
-        if not hasattr(self, "_disk") or self.closed:
-            return
-        try:
-            self._disk.closed(self.fileno())
-        finally:
-            super().close()
-        if self.writable_once:
-            self._disk.check("close", self._path)
-
-    @property
-    def writable_once(self) -> bool:
-        return self.mode != "rb"
-
+LIMIT_S = 60.0
+"""Longer no run of these takes, on whatever disk."""
 
 # --- one run on such a disk ---------------------------------------------------------------------------------------
 
@@ -262,11 +80,15 @@ class Tally:
     broken: list[str] = field(default_factory=list)
     raw: Counter[str] = field(default_factory=Counter)
     """Calls whose OSError came out as it was; the command line tells such ones in words."""
+    gaps: Counter[str] = field(default_factory=Counter)
+    """What runs lack that resumed with a gap."""
+    slowest_s: float = 0.0
 
     def __str__(self) -> str:
         struck = ", ".join(f"{kind} {n}" for kind, n in self.struck.most_common())
         return (
-            f"{sum(self.outcomes.values())} faults {dict(self.outcomes)}, {len(self.broken)} broken; struck: {struck}"
+            f"{sum(self.outcomes.values())} faults {dict(self.outcomes)}, {len(self.broken)} broken; "
+            f"gaps {dict(self.gaps)}; the slowest {self.slowest_s:.1f} s; struck: {struck}"
         )
 
     def __iadd__(self, other: Tally) -> Tally:
@@ -274,6 +96,8 @@ class Tally:
         self.struck += other.struck
         self.broken += other.broken
         self.raw += other.raw
+        self.gaps += other.gaps
+        self.slowest_s = max(self.slowest_s, other.slowest_s)
         return self
 
 
@@ -283,7 +107,7 @@ class Sweep:
     def __init__(self, folder: Path, stop_at: int = 5, **setting: Any) -> None:
         self.folder, self.setting = folder, {"engine.epochs": 1, **setting}
         make_project(folder)
-        self.whole = outcome(self.train(source=self.config, set=self.setting, output_dir=folder / "whole"))
+        self.whole = parts_of(self.train(source=self.config, set=self.setting, output_dir=folder / "whole"))
         os.environ["STOP_AT"] = str(stop_at)
         self.stopped = self.train(source=self.config, set=self.setting, output_dir=folder / "stopped")
         del os.environ["STOP_AT"]
@@ -303,11 +127,13 @@ class Sweep:
 
         return anyio.run(main)
 
-    def sweep(self, error: str, *, for_good: bool, resumes: bool, every: int = 1, first: int = 1) -> Tally:
+    def sweep(
+        self, error: str, *, for_good: bool, resumes: bool, every: int = 1, first: int = 1, only: str = ".*"
+    ) -> Tally:
         """Fail the first call, then each `every`-th, until a run gets through untouched."""
         tally = Tally()
         n = first
-        while self.one(tally, Disk(self.root, error, n, for_good=for_good), resumes):
+        while self.one(tally, Disk(self.root, error, n, for_good=for_good, only=only), resumes):
             n += every
         return tally
 
@@ -319,40 +145,29 @@ class Sweep:
             shutil.copytree(self.stopped, self.run)
             options = {"resume": self.run}
         error: Exception | None = None
-        with _noticed() as (problems, _):
+        began_s = time.monotonic()
+        with _noticed() as seen:
             with disk:
                 try:
                     self.train(**options)
                 except Exception as caught:
                     error = caught
+            took_s = time.monotonic() - began_s
             if not disk.failed_at:
                 return False
-            wrong = [*problems, *self._wrong_with(error, disk)]
-        kind = disk.failed_at.partition(" ")[0]
-        tally.struck[kind] += 1
+            wrong = [*seen.problems, *self._wrong_with(error, disk)]
+        if error is None:
+            wrong += self._untold(disk, seen)
+            wrong += ["a resume began again"] if resumes and seen.began_again else []
+        wrong += [f"it took {took_s:.0f} s"] if took_s > LIMIT_S else []
+        tally.slowest_s = max(tally.slowest_s, took_s)
+        tally.struck[disk.failed_at.rpartition(" ")[0]] += 1
         if error is not None and not isinstance(alone(error), asyncloop.StorageError):
             tally.raw[disk.failed_at.replace(str(self.run), "")] += 1
         try:
-            ending = "went on" if error is None else "resumed exactly"
-            if error is not None and not (self.run / "run.json").exists():
-                ending = "began anew"
-                shutil.rmtree(self.root, ignore_errors=True)
-                self.train(source=self.config, set=self.setting, output_dir=self.run)
-            elif error is not None:
-                with _noticed() as (_, said):
-                    self.train(resume=self.run)
-                if not resumes and any("what it lacks stays lost" in line for line in said):
-                    ending = "resumed with a gap, told"
-            if ending != "resumed with a gap, told":
-                found = outcome(self.run)
-                wrong += [
-                    _difference(part, found[part], self.whole[part])
-                    for part in self.whole
-                    if found[part] != self.whole[part]
-                ]
-            else:
-                saved = Checkpoints(self.run / "checkpoints").read()
-                wrong += [] if digest(saved.model) == self.whole["model"] else ["the weights differ"]
+            ending, lacks = ("went on", "") if error is None else self._repaired(wrong)
+            tally.gaps.update([lacks] if lacks else [])
+            wrong += self._different(lacks)
             wrong += _unreadable(self.run)
         except Exception as failure:
             ending = "not repaired"
@@ -364,14 +179,53 @@ class Sweep:
             tally.broken.append(f"{'resume' if resumes else 'run'}, {which}\n   {'; '.join(wrong)}{what}")
         return True
 
+    def _repaired(self, wrong: list[str]) -> tuple[str, str]:
+        """Go on where a run has failed: how it ended, and what the checkpoint lacked that it went on from."""
+        if not (self.run / "run.json").exists():
+            shutil.rmtree(self.root, ignore_errors=True)
+            self.train(source=self.config, set=self.setting, output_dir=self.run)
+            return "began anew", ""
+        whole = self._whole_checkpoints()
+        with _noticed() as seen:
+            self.train(resume=self.run)
+        if seen.began_again and whole:
+            wrong.append(f"{', '.join(whole)} was whole, and the run began again")
+        lacks = seen.lacks
+        return ("resumed with a gap, told", lacks) if lacks else ("resumed exactly", "")
+
+    def _whole_checkpoints(self) -> list[str]:
+        """Those that lack nothing."""
+        checkpoints = Checkpoints(self.run / "checkpoints")
+        return [name for name in checkpoints.names() if "lacks" not in checkpoints.read(name).engine]
+
+    def _different(self, lacks: str) -> Iterator[str]:
+        """The parts that are not as those of a whole run, and that no gap explains."""
+        found = parts_of(self.run)
+        explained = frozenset[str]().union(*(OWN_PARTS.get(each, frozenset()) for each in lacks.split(", ")))
+        for part in [*self.whole, *(found.keys() - self.whole.keys())]:
+            if part not in explained and found.get(part) != self.whole.get(part):
+                yield _difference(part, found.get(part), self.whole.get(part))
+
+    def _untold(self, disk: Disk, seen: Noticed) -> Iterator[str]:
+        """Calls that failed while the run went on and that no warning names: by their path, by a directory above it, or for
+        want of a directory by what should have come into it."""
+        for kind, where in disk.refused:
+            path = Path(where)
+            below_run = (each for each in path.parents if each.is_relative_to(self.run) and each != self.run)
+            names = "|".join(re.escape(str(each)) for each in (path, *below_run))
+            below = os.path.relpath(where, self.run)
+            may_be_silent = any(re.fullmatch(pattern, f"{kind} {below}") for pattern in SILENT)
+            ends = r"(?=[/:;,\s]|$)" if kind == "mkdir" else r"(?=[:;,\s]|$)"
+            if not may_be_silent and not any(re.search(f"({names}){ends}", line) for line in seen.warnings):
+                yield f"nobody was told that {'a change' if kind in CHANGES else 'a look'} failed: {kind} {below}"
+
     def _wrong_with(self, error: Exception | None, disk: Disk) -> Iterator[str]:
         if error is not None:
             told = io.StringIO()
             with redirect_stderr(told):
                 tell(error)
             error_said = told.getvalue()
-            config = any(name in disk.failed_at for name in ("/resolved.toml", "/config.toml"))
-            if code_of(error) != 4 and not (code_of(error) == 2 and config):  # a config that cannot be read
+            if code_of(error) != 4:
                 yield f"exit code {code_of(error)}: {''.join(traceback.format_exception(error))[-1500:]}"
             lacks = [each for each in (str(self.root), os.strerror(disk.errno)) if each not in error_said]
             if remedy_for(OSError(disk.errno, "")) not in error_said and code_of(error) == 4:
@@ -387,6 +241,18 @@ class Sweep:
             there = [*checkpoints.names(), *(path.name[12:] for path in checkpoints.directory.glob(".tmp-before-*"))]
             if not there or max(there) < newest:
                 yield f"{newest} was complete and is gone (there: {there})"
+
+
+def parts_of(run: Path) -> dict[str, Any]:
+    """What must not depend on where a run was stopped, in parts: hooks' states by hook, and every file of its own."""
+    saved, found = Checkpoints(run / "checkpoints").read(), outcome(run)
+    del found["hooks"]
+    found |= {f"hook {name}": digest(state) for name, state in saved.hooks.items() if name != "Recorder"}
+    trace = json.loads((run / "trace.json").read_text())
+    return found | {
+        "trace.json": {name: trace[name] for name in ("epochs_done", "exit_status")},
+        "config.toml": (run / "config.toml").read_text(),
+    }
 
 
 def _difference(part: str, found: Any, whole: Any) -> str:
@@ -406,36 +272,61 @@ def _unreadable(run: Path) -> Iterator[str]:
             yield f"{name} cannot be read: {error}"
 
 
+@dataclass
+class Noticed:
+    """What was logged while a run ran, and the tracebacks of ours on their way to the log, to a thread's end or nowhere."""
+
+    problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    @property
+    def began_again(self) -> bool:
+        return any("it begins again" in line for line in self.warnings)
+
+    @property
+    def lacks(self) -> str:
+        """What the checkpoint lacks that the run went on from although it lacks something; empty if there is none such."""
+        told = "\n".join(self.warnings)
+        gap = re.search(r"going on from (.*), and what it lacks stays lost", told)
+        found = re.search(f"{re.escape(gap[1])} lacks (.*); going back", told) if gap else None
+        return "" if gap is None else found[1] if found else "nobody knows what"
+
+
 @contextmanager
-def _noticed() -> Iterator[tuple[list[str], list[str]]]:
-    """Tracebacks of ours on their way to the log, to a thread's end or nowhere; and all that is logged."""
-    found, said = list[str](), list[str]()
-    here = os.path.realpath(__file__)
+def _noticed() -> Iterator[Noticed]:
+    seen = Noticed()
 
     class Seen(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            said.append(record.getMessage())
+            if record.levelno >= logging.WARNING:
+                seen.warnings.append(record.getMessage())
             if record.exc_info and record.exc_info[0] is not None:
-                found.append(f"a traceback in the log: {record.getMessage()}")
+                seen.problems.append(f"a traceback in the log: {record.getMessage()}")
 
     handler, logger = Seen(), logging.getLogger()
     logger.addHandler(handler)
     patches = [
-        mock.patch.object(blame, "is_others", lambda file: os.path.realpath(file) != here and is_others(file)),
-        mock.patch.object(trouble, "is_others", lambda file: os.path.realpath(file) != here and is_others(file)),
-        mock.patch.object(sys, "unraisablehook", lambda each: found.append(f"unraisable: {each.exc_value!r}")),
-        mock.patch.object(threading, "excepthook", lambda each: found.append(f"in a thread: {each.exc_value!r}")),
+        mock.patch.object(blame, "is_others", lambda file: not _is_sweeps(file) and is_others(file)),
+        mock.patch.object(trouble, "is_others", lambda file: not _is_sweeps(file) and is_others(file)),
+        mock.patch.object(sys, "unraisablehook", lambda each: seen.problems.append(f"unraisable: {each.exc_value!r}")),
+        mock.patch.object(
+            threading, "excepthook", lambda each: seen.problems.append(f"in a thread: {each.exc_value!r}")
+        ),
     ]
     for patch in patches:
         patch.start()
-    faulthandler.dump_traceback_later(60)
+    faulthandler.dump_traceback_later(LIMIT_S)
     try:
-        yield found, said
+        yield seen
     finally:
         faulthandler.cancel_dump_traceback_later()
         for patch in patches:
             patch.stop()
         logger.removeHandler(handler)
+
+
+def _is_sweeps(file: str) -> bool:
+    return os.path.dirname(os.path.realpath(file)) == os.path.dirname(os.path.realpath(__file__))
 
 
 @contextmanager

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
+import threading
 from collections.abc import Iterator, Mapping
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from disk import Disk, Sweep, sweeping
-from engine_parts import Arrays
+from engine_parts import Arrays, Counting, batches
 
-from asyncloop import AfterBatch, Engine
+from asyncloop import AfterBatch, Engine, StorageError, open_run
 from asyncloop.checkpoint import Checkpoints
 from asyncloop.hooks import SaveEvery
 
@@ -27,7 +30,7 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sweep]:
 @pytest.mark.parametrize("resumes", [False, True], ids=["run", "resume"])
 @pytest.mark.parametrize(
     ("error", "every"),
-    [("ENOSPC", 17), ("EIO", 19), ("EDQUOT", 67), ("EACCES", 41), ("EROFS", 37), ("EMFILE", 29), ("half", 13)],
+    [("ENOSPC", 17), ("EIO", 19), ("EDQUOT", 67), ("EACCES", 23), ("EROFS", 37), ("EMFILE", 29), ("half", 13)],
 )
 def test_a_disk_that_fails_costs_no_checkpoint_and_the_run_resumes_exactly(
     sweep: Sweep, error: str, every: int, resumes: bool, for_good: bool
@@ -35,6 +38,61 @@ def test_a_disk_that_fails_costs_no_checkpoint_and_the_run_resumes_exactly(
     tally = sweep.sweep(error, for_good=for_good, resumes=resumes, every=every, first=2)
     assert not tally.broken, "\n".join([str(tally), *tally.broken])
     assert sum(tally.outcomes.values()) > 0
+
+
+@pytest.mark.parametrize("error", ["EACCES", "EIO", "EMFILE"])
+@pytest.mark.parametrize(
+    "only",
+    [
+        r"(stat|open|read) .*/(run\.json|resolved\.toml)",
+        r"(stat|listdir|scandir) .*/checkpoints(/[^/]+)?(/manifest.json)?",
+    ],
+    ids=["the run", "its checkpoints"],
+)
+def test_a_disk_that_refuses_while_a_run_is_looked_up_is_told_and_nothing_begins_again(
+    sweep: Sweep, error: str, only: str
+) -> None:
+    tally = sweep.sweep(error, for_good=False, resumes=True, only=only)
+    assert not tally.broken, "\n".join([str(tally), *tally.broken])
+    assert sum(tally.outcomes.values()) > 0
+
+
+class Evaluating(Arrays):
+    """Six batches to train on; an evaluation that goes on for ever, if it is `endless`. `begun`: somebody evaluates."""
+
+    def __init__(self, *, endless: bool) -> None:
+        super().__init__(6)
+        self.endless, self.begun = endless, threading.Event()
+
+    def valid_stream(self) -> Iterator[dict[str, Any]]:
+        self.begun.set()
+        for batch in cycle(batches(2)) if self.endless else batches(2):
+            yield dict(batch)
+
+
+@pytest.mark.anyio
+async def test_the_event_of_a_checkpoint_that_was_in_flight_when_an_evaluation_began_is_told_by_the_resume(
+    tmp_path: Path,
+) -> None:
+    run = tmp_path / "run"
+
+    def engine(data: Evaluating) -> Engine:
+        return Engine(
+            Counting(), data, [SaveEvery("4 steps")], extra_streams=["valid"], epochs=1, skip_zeroth_epoch=True
+        )
+
+    data = Evaluating(endless=True)
+    disk = Disk(run, "EIO", 3, only=r"create .*/events\.jsonl")  # before_training, before_epoch, checkpoint_saved
+    disk.before_write = lambda path: None if "step-00000004" not in path else data.begun.wait() and None
+    with disk, pytest.raises(StorageError, match=r"events\.jsonl"):
+        async with open_run(engine=engine(data), output_dir=run) as live:
+            await live
+    async with open_run(engine=engine(Evaluating(endless=False)), resume=run) as live:
+        assert live.progress.step == 6
+        await live
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    saved = [(each["epoch"], each["step"]) for each in events if each["event"] == "checkpoint_saved"]
+    assert saved == [(1, 4), (1, 6)]
 
 
 class InPlace:
