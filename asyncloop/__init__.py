@@ -84,6 +84,7 @@ __all__ = [
     "OnException",
     "ParameterChanged",
     "Paused",
+    "PeerError",
     "Result",
     "Resumed",
     "Run",

@@ -122,7 +122,11 @@ def _nbytes(value: Any) -> int:
 def _length(source: Any) -> int:
     """`len` of a source; a tensor's own takes ten times as long as its shape."""
     shape: Any = getattr(source, "shape", None)
-    return cast("tuple[int, ...]", shape)[0] if shape and isinstance(shape, tuple) else len(source)
+    if shape and isinstance(shape, tuple):
+        return cast("tuple[int, ...]", shape)[0]
+    if isinstance(source, Mapping):  # nested: as long as what is in it
+        return _length(next(iter(cast("Mapping[str, Any]", source).values()), ()))
+    return len(source)
 
 
 def _has_length(source: Any) -> bool:

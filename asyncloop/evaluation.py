@@ -117,7 +117,8 @@ async def init_weights(model: Any, thread: ModelThread, run: str | Path) -> dict
         return Checkpoints(find_run(name) / "checkpoints").read(checkpoint or "latest")
 
     saved: Saved = await off_loop("reading weights", read)
-    await thread.call(load_weights, model, saved)
+    only_weights = getattr(model, "load_weights", None)
+    await (thread.call(load_weights, model, saved) if only_weights is None else thread.call(only_weights, saved.model))
     return {"checkpoint": saved.path, "step": saved.step}
 
 

@@ -20,6 +20,7 @@ class Model(Protocol):
     * `training_output_names`: those of `output_names` that only training steps have.
     * `may_change`: arguments that a resumed run may have other values of, because its steps stay the same.
     * `restore_fallback: str` ("module:Class"): takes over when this class can no longer be imported.
+    * `load_weights(state)`: takes from another run's state only what was learned, for a new run that begins with it.
     * `weights() -> Mapping`, `has_no_weights = True` (it can be loaded from a run without a checkpoint).
     * `begin_stream(stream, *, train)` before the first batch of a stream in an epoch (not when a resume goes on in the
       middle), `end_stream(stream, *, train) -> Mapping | None` after its last: what it returns joins the epoch data.

@@ -24,7 +24,7 @@ from asyncloop.bus import EventBus, Subscription, device_scalars, leaf
 from asyncloop.bus.finished import Finished, Passing, as_event
 from asyncloop.bus.pump import DELIVER_EVERY_S
 from asyncloop.control import Control
-from asyncloop.errors import DataError, ModelError, NonFiniteError
+from asyncloop.errors import DataError, ModelError, NonFiniteError, joined
 from asyncloop.events import AfterBatch, BeforeBatch, RunInfo
 from asyncloop.fetching import Fetch, is_on_device
 from asyncloop.late_checks import LateChecks
@@ -181,15 +181,25 @@ class ModelThread:
 
     def _work(self, stretch: Stretch, model: Any, rules: Rules, bus: EventBus) -> Halt:
         """A stretch, and what is left to look at when it is over."""
+        failure: BaseException | None = None
+        halt: Halt = "end"
         try:
             halt = self._run_batches(stretch, model, rules, bus)
-            if self._late is not None:
+        except Exception as error:
+            failure = error
+        try:  # also when something else has failed: what was trained until then is saved only if it was finite
+            if self._late is not None and not self.model_failed:
                 self._late.finish()
-        except (ModelError, NonFiniteError):
-            self.model_failed = True
-            raise
+        except NonFiniteError as error:
+            failure = error if failure is None else joined(error, failure)
         finally:
             self._late = None
+        if failure is not None:
+            self.model_failed = self.model_failed or isinstance(failure, ModelError | NonFiniteError)
+            try:
+                raise failure
+            finally:
+                del failure  # or it would hold on to this frame, and so to itself and all its batches
         return halt
 
     def _run_batches(self, stretch: Stretch, model: Any, rules: Rules, bus: EventBus) -> Halt:
@@ -211,6 +221,8 @@ class ModelThread:
         read: list[float] = []
         ran: list[float] = []
         n_examples, step = 0, stretch.step
+        finished: Finished | AfterBatch | None = None
+        value: Any = None
         on_device: bool | None = None  # whether anything that hooks may ask for is; known after the first batch
         post, unasked = pump.post, 1
         woken_s = previous_s = ended_s = clock()
@@ -249,15 +261,16 @@ class ModelThread:
                     self._last, self._lazy = None, _NOTHING
                 if before_batch:
                     feeds, asked_before = self._before_batch(bus, stretch, batch, index)
+                lazy = None
+                outputs = value = number = finished = None  # the last step's, or they would live through this one
                 try:
-                    outputs: Mapping[str, Any] = run(feeds, train=train, stream=stream)
+                    outputs = run(feeds, train=train, stream=stream)
                 except Exception as error:
                     at_step = f", step {step + 1}" if train else ""
                     error.add_note(f"model.run on stream {stream!r}, batch {index}{at_step}")
                     self.model_failed = True
                     raise
                 ended_s = clock()
-                lazy = None
                 if outputs.__class__ is not dict:
                     _check_outputs(outputs, stream, index)
                 for name, value in outputs.items():
@@ -291,7 +304,7 @@ class ModelThread:
                 read.append(began_s - previous_s)
                 previous_s = ended_s
                 if wanted:
-                    finished: Finished | AfterBatch = (passing, step, index, batch, outputs, n_examples)
+                    finished = (passing, step, index, batch, outputs, n_examples)
                     if on_device is None:
                         on_device = _any_on_device(outputs) or _any_on_device(batch)
                     if timed_hooks or lazy is not None or on_device:
@@ -299,7 +312,7 @@ class ModelThread:
                         finished.timed = _timed_due(timed_hooks, ended_s)
                         if lazy is not None:
                             self._resolve(finished, lazy, asked_before, bus)
-                        if on_device:
+                        if on_device or finished.asked:
                             _begin_to_fetch(finished, bus)
                     if train:
                         self._last = finished

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from failing_disk import Disk
 
 from asyncloop import NothingToResumeError, StorageError
 from asyncloop.archive import find_run, read_run, runs_below, size_of
@@ -42,6 +43,27 @@ def test_a_run_whose_process_is_gone_is_lost(tmp_path: Path, state: str) -> None
     with held(path):
         assert read_run(path).state == state
     assert read_run(path).state == "lost"
+
+
+def test_a_run_whose_lock_nobody_may_look_at_is_not_called_lost(tmp_path: Path) -> None:
+    path = saved(tmp_path, "a-1", state="running")
+    (path / "lock").touch()
+    assert read_run(path).state == "lost"
+    with Disk(tmp_path, "EACCES", 1, only="open .*/lock"):
+        assert read_run(path).state == "running"
+
+
+@pytest.mark.parametrize("only", ["stat .*/b-2/run.json", "open .*/b-2/run.json"])
+def test_a_run_that_the_disk_refuses_is_named_when_another_is_taken_for_the_latest(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, only: str
+) -> None:
+    saved(tmp_path, "a-1", "2026-01-01T00:00:00+00:00")
+    saved(tmp_path, "b-2", "2026-01-02T00:00:00+00:00")
+    with Disk(tmp_path, "EIO", 1, for_good=True, only=only):
+        assert find_run("latest", tmp_path).name == "a-1"
+        assert "b-2" in caplog.text
+        assert "Input/output error" in caplog.text
+        assert [run.state for run in runs_below(tmp_path) if run.path.name == "b-2"] in ([], ["unreadable"])
 
 
 def test_the_end_of_a_run_is_told_without_a_lock(tmp_path: Path) -> None:

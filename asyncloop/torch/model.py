@@ -15,7 +15,6 @@ from typing import Annotated, Any, Literal, cast
 import torch
 from pydantic import Discriminator, Tag
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from asyncloop.batch import Batch, n_examples_of
 from asyncloop.errors import ConfigError, ModelError
@@ -29,6 +28,7 @@ from asyncloop.torch.numerics import Numerics, Precision
 from asyncloop.torch.parallel import Parallel, Spread, stated
 from asyncloop.torch.pretrained import Pretrained, load_pretrained
 from asyncloop.torch.profiling import Profile, Profiler
+from asyncloop.torch.recomputing import recompute_activations
 from asyncloop.torch.schedules import Schedule
 from asyncloop.torch.stages import Stage, Stages
 from asyncloop.torch.states import copied_into, differences, fill, refuse_different
@@ -73,7 +73,7 @@ class TorchModel:
     * `checkpoint_activations`: patterns of submodules whose activations are computed again in the backward pass.
     * `device`: auto, cpu, cuda, cuda:1, mps. `ahead`: batches copied to it before their steps.
     * `parallel`: how several processes share it: ddp (auto), fsdp, or a table (see Parallel).
-    * `on_oom`: "error", or "skip": the step changes nothing, is counted in `out_of_memory`, and the run goes on.
+    * `on_oom`: "error", or "skip": the step changes no weight, is counted in `out_of_memory`, and the run goes on.
     * `deterministic`, `detect_anomaly`, `channels_last`, `profile` (see Profile).
 
     A step of your own is one method: override `step`.
@@ -126,7 +126,7 @@ class TorchModel:
         self._loss_output = loss if isinstance(loss, str) else "loss"
         for name in matching(freeze, dict(self.module.named_parameters()), "freeze") if freeze else ():
             self.module.get_parameter(name).requires_grad_(False)
-        _recompute_activations(self.module, checkpoint_activations)
+        recompute_activations(self.module, checkpoint_activations)
         self._place(channels_last)
         self._spread = Spread(self.module, stated(parallel), self.world, self.device)
         self._refuse_alone_only(precision)
@@ -548,25 +548,6 @@ def _pretrained(given: Any) -> Pretrained:
 
 def _path(given: str | Path | None) -> Path | None:
     return None if given is None else Path(given)
-
-
-def _recompute_activations(module: nn.Module, patterns: Sequence[str]) -> None:
-    """Have submodules compute their activations again in the backward pass (Chen et al., Training Deep Nets with Sublinear
-    Memory Cost, 2016)."""
-    parts = {name: part for name, part in module.named_modules() if name}
-    outer: list[str] = []
-    for name in matching(patterns, parts, "checkpoint_activations") if patterns else ():
-        part = parts[name]
-        is_inside = any(name.startswith(f"{each}.") for each in outer)  # once is enough
-        if not is_inside and type(part).forward is not nn.Module.forward:  # a ModuleList has none of its own
-            outer.append(name)
-            part.forward = partial(_recomputed, part.forward)
-
-
-def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    if not torch.is_grad_enabled():
-        return forward(*args, **kwargs)
-    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
 
 def _compiled(module: nn.Module, *, given: bool | Mapping[str, Any], cuda_graphs: bool) -> Callable[..., Any]:

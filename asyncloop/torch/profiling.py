@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -62,6 +63,7 @@ class Profiler:
                 record_shapes=given.shapes, profile_memory=given.memory, with_stack=given.stacks, acc_events=True
             )
             self._recording.start()
+            _of_thread.guard = _Guard(self._recording)
 
     def finish(self, n_updates: int) -> None:
         """Write what was recorded, if anything was. A pass of the train stream that ends inside the window ends the file,
@@ -69,9 +71,27 @@ class Profiler:
         recording, self._recording = self._recording, None
         if recording is None:
             return
-        recording.stop()
+        _of_thread.guard.end()
         path = self._folder / f"steps-{self._began + 1}-{n_updates}.json"
         with storage_errors("write the profile", path):
             self._folder.mkdir(parents=True, exist_ok=True)
             recording.export_chrome_trace(str(path))
         logger.info("the profile of steps %d to %d is in %s", self._began + 1, n_updates, path)
+
+
+class _Guard:
+    """Ends a recording at the latest with the thread that began it: PyTorch crashes the process if it outlives that."""
+
+    def __init__(self, recording: Any) -> None:
+        self._recording = recording
+
+    def end(self) -> None:
+        recording, self._recording = self._recording, None
+        if recording is not None:
+            recording.stop()
+
+    __del__ = end
+
+
+_of_thread = threading.local()
+"""Its values go with their thread, on that thread."""

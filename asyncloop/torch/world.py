@@ -134,7 +134,9 @@ def join() -> TorchWorld | None:
     if not dist.is_initialized():
         os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(local_rank), **_address())
         kept, _, _ = next(iter(dist.rendezvous("env://", timeout=_TIMEOUT)))
-        store = dist.PrefixStore(f"attempt{os.environ.get('TORCHELASTIC_RESTART_COUNT', '')}", kept)  # torchrun keeps it
+        store = dist.PrefixStore(
+            f"attempt{os.environ.get('TORCHELASTIC_RESTART_COUNT', '')}", kept
+        )  # torchrun keeps it
         backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
         dist.init_process_group(
             backend, store=dist.PrefixStore("groups", store), rank=rank, world_size=size, timeout=_TIMEOUT

@@ -135,6 +135,41 @@ def test_what_is_not_installed_is_left_out_with_a_note() -> None:
     assert result.left_out == {"spoiled": "not installed: no_such_module, no_such.part"}
 
 
+def test_a_row_is_prepared_before_all_rounds_and_finished_after_them_whatever_happens() -> None:
+    order: list[str] = []
+
+    def noting(what: str) -> Callable[[], Any]:
+        return lambda: order.append(what) or {"s": 1.0}
+
+    def breaks() -> None:
+        raise MemoryError("too large")
+
+    mine = Row("mine", "ours", noting("measured"), prepare=noting("prepared"), finish=noting("finished"))
+    large = Row("large", "ours", noting("never"), prepare=breaks, finish=noting("finished too"))
+    result = run_scenario(Scenario("prepared", "", [mine, large], [SECONDS]), n_rounds=2)
+    assert order == ["prepared", "measured", "measured", "finished", "finished too"]
+    assert [measured.wrong for measured in result.measured] == [None, "MemoryError: too large"]
+
+
+def test_no_round_begins_that_would_end_after_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+
+    def takes_ten_seconds() -> dict[str, float]:
+        nonlocal now
+        now += 10
+        return {"s": 10}
+
+    monkeypatch.setattr("bench.harness.time.perf_counter", lambda: now)
+    rows = [Row("mine", "ours", takes_ten_seconds)]
+
+    def n_rounds(budget_s: float) -> int:
+        return run_scenario(Scenario("long", "", rows, [SECONDS]), n_rounds=5, budget_s=budget_s).n_rounds
+
+    assert n_rounds(5) == 1
+    assert n_rounds(39) == 3
+    assert n_rounds(1000) == 5
+
+
 def test_only_the_families_asked_for_are_measured_and_the_references() -> None:
     rows = [
         scripted("mine", [1]),

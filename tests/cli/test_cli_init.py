@@ -9,11 +9,24 @@ import pytest
 
 FILES = {"cfg.toml", "cfg.schema.json", "data.py", "model.py", "test_project.py"}
 
+every_template = pytest.mark.parametrize(
+    "template",
+    [
+        "numpy",
+        "stream",
+        pytest.param(
+            "torch",
+            marks=pytest.mark.skipif(
+                any(importlib.util.find_spec(name) is None for name in ("torch", "torchmetrics")),
+                reason="PyTorch or torchmetrics is not installed",
+            ),
+        ),
+    ],
+)
 
-@pytest.mark.parametrize("template", ["numpy", "stream", "torch"])
+
+@every_template
 def test_a_project_trains_as_it_is_made(asyncloop, project: Path, template: str):
-    if template == "torch" and importlib.util.find_spec("torch") is None:
-        pytest.skip("PyTorch is not installed")
     code, out, err = asyncloop(f"init new --template {template}")
     assert (code, {Path(line).name for line in out.splitlines()}) == (0, FILES)
     assert "cd new && asyncloop check cfg.toml" in err
@@ -25,7 +38,7 @@ def test_a_project_trains_as_it_is_made(asyncloop, project: Path, template: str)
     assert asyncloop("eval valid latest --progress none")[0] == 0
 
 
-@pytest.mark.parametrize("template", ["numpy", "stream"])
+@every_template
 def test_its_own_test_passes(asyncloop, project: Path, template: str):
     import subprocess
     import sys

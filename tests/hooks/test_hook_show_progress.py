@@ -135,6 +135,29 @@ def test_the_dataset_may_say_the_length_beforehand(clock: Clock, stderr: Shown) 
     assert stderr.getvalue() == "epoch 1/7  train 5/4000  1 steps/s  ETA 1:06:35  loss 0.2\n"
 
 
+def test_a_run_that_ends_inside_a_pass_has_only_its_steps_before_it(clock: Clock, stderr: Shown) -> None:
+    events = Events(dataset=pretend(num_batches={"train": 4000}))
+    events.run = pretend(dataset=events.run.dataset, steps=16, dir=None)
+    session = Session(ShowProgress("plain"), clock, events)
+    session.begin()
+    session.train(1, 5)
+    session.end_epoch(1)
+    session.train(2, 5)
+    assert stderr.getvalue().splitlines()[::2] == [
+        "epoch 1  train 5/16  1 steps/s  ETA 0:11  loss 0.2",
+        "epoch 2  train 5/5  1 steps/s  ETA 0:00  loss 0.1",
+    ]
+
+
+def test_a_long_epoch_is_told_in_whole_seconds(clock: Clock, stderr: Shown) -> None:
+    session = Session(ShowProgress("plain"), clock)
+    session.begin()
+    session.train(1, 1)
+    clock.now_s += 1234
+    session.end_epoch(1)
+    assert stderr.getvalue() == "epoch 1  train loss 0.5  (1235 s)\n"
+
+
 def test_a_length_that_turns_out_wrong_is_not_shown(clock: Clock, stderr: Shown) -> None:
     session = Session(ShowProgress("plain"), clock, Events(dataset=pretend(num_batches={"train": 3})))
     session.begin()

@@ -65,6 +65,17 @@ def test_a_resumed_run_keeps_its_beginning_and_its_count(tmp_path: Path) -> None
     assert trace(tmp_path) == before
 
 
+def test_epochs_that_a_checkpoint_does_not_have_are_not_counted_by_a_resume(tmp_path: Path) -> None:
+    events, hook, resumed = Events(tmp_path), TrainingTrace(), TrainingTrace()
+    hook.before_training(events.before_training())
+    hook.after_epoch(events.after_epoch({}, epoch=1))
+    state = hook.state_dict()
+    hook.after_epoch(events.after_epoch({}, epoch=2))
+    resumed.load_state_dict(state)
+    resumed.before_training(events.before_training(step=9))
+    assert trace(tmp_path)["epochs_done"] == 1
+
+
 async def test_nothing_but_the_file_is_left(tmp_path: Path) -> None:
     engine = Engine(Counting(), Arrays(3), [TrainingTrace(output_dir=tmp_path)], epochs=1)
     await engine.train()

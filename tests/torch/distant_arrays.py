@@ -113,6 +113,11 @@ class Coming:
         Coming.made.append(self)
 
     @property
+    def is_of_event(self) -> bool:
+        """Whether it is for hooks, rather than to see whether losses are finite."""
+        return any(not name.isdigit() for name in self._values)
+
+    @property
     def is_ready(self) -> bool:
         self.asked += 1
         return Coming.arrives(self.number, self.asked)

@@ -138,7 +138,7 @@ async def test_outputs_that_the_module_does_not_return_are_found_by_check() -> N
     Path("cfg.toml").write_text(CONFIG.replace('device = "cpu"', 'device = "cpu"\noutputs = ["logits", "more"]'))
     with pytest.raises(asyncloop.ModelError, match="returned 1 values, and `outputs` names 2: 'logits', 'more'"):
         await check(
-            "cfg.toml", set=dict.fromkeys(["model.loss.inputs", "model.metrics.right.inputs"], ["logits", "label"])
+            "cfg.toml", set={"model.loss.inputs": ["logits"], "model.metrics.right.inputs": ["logits", "label"]}
         )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch_parts import ADAM, LOSS, N_CLASSES, Data, Net, a_model
+from torch_parts import ADAM, LOSS, N_CLASSES, Data, Net, a_model, same_bits
 
 from asyncloop import ConfigError
 from asyncloop.torch import TorchModel
@@ -55,20 +55,28 @@ def test_without_compile_nothing_is() -> None:
 # --- activations --------------------------------------------------------------------------------------------------
 
 
+class Counted(nn.Linear):
+    """Counts how often it computes."""
+
+    n = 0
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        self.n += 1
+        return super().forward(input)
+
+
 class Blocks(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(0)
         self.blocks = nn.ModuleList(
-            nn.Sequential(nn.Linear(12, 12), nn.Dropout(0.2), nn.Sequential(nn.Tanh())) for _ in range(3)
+            nn.Sequential(Counted(12, 12), nn.Dropout(0.2), nn.Sequential(nn.Tanh())) for _ in range(3)
         )
         self.head = nn.Linear(12, N_CLASSES)
-        self.n_forward = 0
-        for block in self.blocks:
-            block[0].register_forward_hook(self._count)
 
-    def _count(self, *_: Any) -> None:
-        self.n_forward += 1
+    @property
+    def n_forward(self) -> int:
+        return sum(block[0].n for block in self.blocks)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for block in self.blocks:
@@ -101,6 +109,18 @@ def test_activations_that_are_computed_again_give_the_same_gradients(patterns: l
     assert (n_once, n_twice) == (3, 6), "again, once"
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_running_statistics_take_each_batch_in_once_although_it_is_normalised_twice() -> None:
+    states: list[dict[str, torch.Tensor]] = []
+    for patterns in ([], ["body"]):
+        model = a_model(checkpoint_activations=patterns)
+        for batch in Data(3).batches:
+            model.run(batch, train=True, stream="train")
+        states.append(model.state_dict()["module"])
+    assert int(states[0]["body.1.num_batches_tracked"]) == 3
+    assert same_bits(states[1], states[0])
+    assert model.module.body[1].momentum == 0.1
 
 
 def test_an_evaluation_computes_no_activation_again() -> None:

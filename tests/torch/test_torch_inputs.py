@@ -76,7 +76,6 @@ def test_as_many_outputs_as_there_are_names_or_an_error_that_counts_both() -> No
         model(Net(), outputs=["a", "b", "c"]).run(batch(), train=False, stream="valid")
 
 
-@pytest.mark.xfail(reason="a batch counts the entries of a nested source as examples", strict=True)
 @on_asyncio
 async def test_a_source_inside_a_nested_one_is_reached_by_its_path() -> None:
     class Nested(Data):
@@ -103,7 +102,6 @@ async def test_hooks_see_scalars_always_and_larger_outputs_only_when_they_name_t
     assert named == [(16, N_CLASSES)] * 2
 
 
-@pytest.mark.xfail(reason="the model thread's loop still holds the outputs of the step before", strict=True)
 @on_asyncio
 async def test_an_output_that_nobody_names_is_let_go_before_the_next_step() -> None:
     made: list[weakref.ref[Any]] = []

@@ -66,6 +66,13 @@ async def test_it_is_told_with_step_and_shapes_and_keeps_no_activation(backward:
     assert all(each.grad is None for each in net.parameters())
 
 
+def test_the_gradients_of_microbatches_that_went_well_are_freed() -> None:
+    model = a_model(module=Short(2), microbatches=2)
+    with pytest.raises(torch.OutOfMemoryError):
+        model.run(Data(1).batches[0], train=True, stream="train")
+    assert all(each.grad is None for each in model.module.parameters())
+
+
 @on_asyncio
 async def test_an_evaluation_that_runs_out_of_memory_is_told_and_fails_by_either_policy() -> None:
     for policy in ("error", "skip"):

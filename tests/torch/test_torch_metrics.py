@@ -13,6 +13,7 @@ from torch_parts import ADAM, LOSS, N_CLASSES, Data, Net, a_model, on_asyncio, t
 import asyncloop
 from asyncloop import AfterBatch, ConfigError, Engine
 from asyncloop.torch import TorchModel
+from asyncloop.torch.metrics import Metric
 
 torchmetrics = pytest.importorskip("torchmetrics", reason="torchmetrics is not installed")
 
@@ -134,6 +135,19 @@ async def test_an_epoch_that_is_resumed_in_its_middle_has_the_metrics_of_a_whole
         resumed = await live
     assert resumed.metrics["train"] == whole.metrics["train"]
     assert set(resumed.metrics["train"]["both"]) == {"precision", "recall"}
+
+
+@pytest.mark.parametrize(
+    "metric", [MULTICLASS, torchmetrics.MetricCollection([torchmetrics.MeanMetric()])], ids=["one", "some"]
+)
+def test_what_a_checkpoint_holds_can_be_computed_without_another_batch(metric: Any) -> None:
+    if not isinstance(metric, dict):
+        metric = Metric(metric, inputs=["id"])
+    model = a_model(metrics={"found": metric})
+    model.run(Data(1).batches[0], train=True, stream="train")
+    other = a_model(metrics={"found": metric})
+    other.load_state_dict(model.state_dict())
+    assert other.end_stream("train", train=True) == model.end_stream("train", train=True)
 
 
 @on_asyncio

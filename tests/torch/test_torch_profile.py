@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -66,6 +68,39 @@ async def test_a_step_that_fails_inside_the_window_is_in_the_file(tmp_path: Path
     with pytest.raises(ZeroDivisionError):
         await train(a_model(module=Marked(3), profile={"start": 1, "steps": 5}, output_dir=tmp_path), Data(4))
     assert list(steps_in(tmp_path).values()) == [["step 2", "step 3"]]
+
+
+STOPPED = """
+import sys
+sys.path[:0] = PATHS
+import anyio
+from asyncloop import AfterBatch, Engine
+from torch_parts import Data, a_model
+
+engine = Engine(
+    a_model(profile={"start": 1, "steps": 50}, output_dir="."), Data(8), epochs=1, skip_zeroth_epoch=True,
+    on_unused_sources="ignore",
+)
+
+def end(event):
+    if event.step == 4:
+        HOW
+
+engine.bus.subscribe(AfterBatch, end, lockstep=True)
+print(anyio.run(engine.train).reason)
+"""
+
+
+@pytest.mark.parametrize(
+    "how", ["event.control.stop('told to')", "event.control.abort('told to')"], ids=["stop", "abort"]
+)
+def test_a_run_that_is_stopped_inside_the_window_leaves_no_profiler_that_runs_on(how: str, tmp_path: Path) -> None:
+    """PyTorch crashes a process that ends with one whose thread has gone."""
+    paths = [str(Path(__file__).parent), *sys.path]
+    code = STOPPED.replace("PATHS", repr(paths)).replace("HOW", how)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "told to\n"), done.stderr
 
 
 def test_without_a_directory_there_is_nowhere_to_write() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,7 @@ Trained = Callable[..., Awaitable[Path]]
 
 
 @pytest.fixture
-def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Trained]:
+def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trained:
     """Train a variant, or go on with a run, until its end or until the environment says stop; the run's directory."""
     make_project(tmp_path)
     (tmp_path / "exact_net.py").write_text(NET)
@@ -107,7 +107,7 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Trained
         assert live.dir is not None
         return live.dir
 
-    yield trained
+    return trained
 
 
 def end_of(run: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from torch_parts import ADAM, Data, Net, a_model, on_asyncio, train
 
 from asyncloop import AfterBatch, AfterEvaluation, ConfigError, Engine, Hook
 from asyncloop.hooks import ComputeStats
-from asyncloop.torch import Schedule
+from asyncloop.torch import Schedule, TorchModel
 from asyncloop.torch.schedules import Plateau
 
 pytestmark = pytest.mark.anyio
@@ -134,6 +134,19 @@ def test_the_mean_of_a_variables_aggregates_stands_for_it() -> None:
 def test_a_variable_that_the_stream_lacks_is_named() -> None:
     with pytest.raises(ConfigError, match=r"stream 'valid' has no variable 'los' \(it has loss\)"):
         factors([1.0], variable="los")
+
+
+def test_a_plateau_goes_on_where_a_checkpoint_was_taken() -> None:
+    def model() -> TorchModel:
+        return a_model(schedule=Schedule("plateau", factor=0.5, patience=1))
+
+    before, after = model(), model()
+    for loss in (1.0, 2.0, 2.0, 2.0):
+        before.evaluated({"valid": {"loss": loss}})
+    after.load_state_dict(before.state_dict())
+    for each in (before, after):
+        each.evaluated({"valid": {"loss": 1.5}})
+        assert each.run(Data(1).batches[0], train=True, stream="train")["lr"] == 0.25e-2
 
 
 @on_asyncio
