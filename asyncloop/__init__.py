@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         ModelError,
         NonFiniteError,
         NothingToResumeError,
+        PeerError,
         StalledError,
         StopTraining,
         StorageError,

@@ -50,6 +50,7 @@ from asyncloop.fetching import is_on_device
 from asyncloop.model_thread import Halt, ModelThread, Policy, Rules, Stretch
 from asyncloop.peers import LOOK_S, Peers, runs_everywhere
 from asyncloop.progress import Progress
+from asyncloop.rundir import jsonable
 from asyncloop.saving import Capture, Saver
 from asyncloop.session import OpenStream, Session
 from asyncloop.standing import Standing
@@ -616,6 +617,10 @@ class Engine:
                     await self._save_last(capture)
         except Exception as error:
             failure = joined(failure, error)
+        try:
+            await self._tell_model("close")
+        except Exception as error:
+            failure = joined(failure, error)
         if self._failure is not None and failure is not self._failure:
             failure = joined(failure, self._failure)
         has_failed = failure is not None and not cancelled
@@ -719,8 +724,7 @@ class Engine:
 
     async def _tell_evaluated(self, data: EpochData) -> None:
         if self._peers is not None:  # what hooks have added there is in the first process only
-            numbers = {name: {k: v for k, v in own.items() if isinstance(v, int | float)} for name, own in data.items()}
-            data = await self._peers.of_first(self._live_session.thread, numbers)
+            data = await self._peers.of_first(self._live_session.thread, jsonable(data))
         await self._tell_model("evaluated", data)
 
     async def _tell_model(self, what: str, *args: Any, **kwargs: Any) -> Any:

@@ -25,6 +25,7 @@ class Model(Protocol):
     * `begin_stream(stream, *, train)` before the first batch of a stream in an epoch (not when a resume goes on in the
       middle), `end_stream(stream, *, train) -> Mapping | None` after its last: what it returns joins the epoch data.
     * `evaluated(data)` when an evaluation is complete and its hooks have run, with the data of its streams; never twice.
+    * `close()` at the end of a run, whatever has ended it, before `after_training`.
     * `ahead: int` with `stage(batch) -> Any`: up to `ahead` batches are prepared by a thread of the stream's own before
       their steps; `run` then gets a RunBatch and takes what `stage` returned.
     """

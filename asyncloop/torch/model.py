@@ -356,9 +356,12 @@ class TorchModel:
 
     def end_stream(self, stream: str, *, train: bool) -> Mapping[str, Any]:
         self._set_mode(train=True)
-        if train and self._profiler is not None and self.updates is not None:
-            self._profiler.finish(self.updates.n_updates)
         return {} if self.metrics is None else self.metrics.result((stream, train))
+
+    def close(self) -> None:
+        """The run is over: what a profile's window has recorded so far is written."""
+        if self._profiler is not None and self.updates is not None:
+            self._profiler.finish(self.updates.n_updates)
 
     def evaluated(self, data: Mapping[str, Mapping[str, Any]]) -> None:
         """An evaluation is complete, with these data by stream: a plateau schedule takes note."""

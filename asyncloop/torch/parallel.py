@@ -15,14 +15,14 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from asyncloop.batch import Batch, RunBatch
-from asyncloop.torch.arguments import matching, of_kind
+from asyncloop.torch.arguments import Table, matching, of_kind
 from asyncloop.torch.world import TorchWorld
 
 __all__ = ["Parallel", "Spread", "full", "stated"]
 
 
 @dataclass(frozen=True, slots=True)
-class Parallel:
+class Parallel(Table):
     """ddp: the module is whole in each process, gradients are averaged. fsdp: each weight is shared out and put together
     where it is needed, unit by unit (`units`: patterns of submodules; without them the members of each ModuleList).
 

@@ -66,8 +66,7 @@ class Profiler:
             _of_thread.guard = _Guard(self._recording)
 
     def finish(self, n_updates: int) -> None:
-        """Write what was recorded, if anything was. A pass of the train stream that ends inside the window ends the file,
-        too: nobody knows yet whether another one comes."""
+        """Write what was recorded, if anything was: the window is over, or the run."""
         recording, self._recording = self._recording, None
         if recording is None:
             return
