@@ -10,7 +10,6 @@ if __name__ == "__main__":  # a step computes on one thread, in every system; th
 
 import argparse
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,9 +17,9 @@ from rich.console import Console
 
 from bench.harness import Plan, Result, run_scenario
 from bench.report import console as terminal
-from bench.report import print_result, write_json
+from bench.report import print_result, print_summary, progress_in, write_json
 from bench.scenarios import QUICK, scenarios
-from bench.systems.registry import all_systems, family_names, missing
+from bench.systems.registry import all_systems, family_names, missing, quieten
 
 ROOT = Path(__file__).parent
 
@@ -38,9 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.list:
         _list(console)
         return 0
-    warnings.filterwarnings(
-        "ignore", module=r"(torch|torchdata|lightning|ignite|accelerate|grain|spdl|multiprocessing)\b"
-    )
+    quieten()
     plan = Plan(options.quick, 0.25 if options.quick else 1.0)
     names = options.scenarios or (QUICK if options.quick else list(known))
     results = [_measured(name, plan, options.rounds, options.systems, options.results, console) for name in names]
@@ -49,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         for path in draw_all(options.results, options.charts):
             console.print(f"drew {path}", style="dim")
-    return _summary(results, options.check, console)
+    return print_summary(results, console, checking=options.check)
 
 
 def _arguments() -> argparse.ArgumentParser:
@@ -83,33 +80,10 @@ def _measured(
     scenario = scenarios()[name](plan)
     n_rounds = n_rounds or scenario.n_rounds or (3 if plan.quick else 5)
     with console.status(f"{name} …") as status:
-
-        def progress(line: str) -> None:
-            if line.endswith("\n"):
-                console.print(line.rstrip(), style="dim", highlight=False)
-            else:
-                status.update(line)
-
-        result = run_scenario(scenario, n_rounds, families, progress)
+        result = run_scenario(scenario, n_rounds, families, progress_in(status, console))
     print_result(result, console)
     write_json(result, folder, plan.quick)
     return result
-
-
-def _summary(results: list[Result], checking: bool, console: Console) -> int:
-    verdicts = [verdict for result in results for verdict in result.verdicts]
-    judged = [verdict for verdict in verdicts if verdict.must is not None]
-    reached = sum(verdict.must is True for verdict in judged)
-    moonshots = sum(verdict.moonshot is True for verdict in verdicts)
-    n_moonshots = sum(verdict.moonshot is not None for verdict in verdicts)
-    console.print(f"goals: {reached} of {len(judged)} musts reached, {moonshots} of {n_moonshots} moonshots")
-    for result in results:
-        for verdict in result.missed:
-            console.print(f"missed in {result.scenario.name}: {verdict.goal.name}", highlight=False)
-        for measured in result.invalid:
-            console.print(f"invalid in {result.scenario.name}: {measured.row.name}", style="red", highlight=False)
-    failed = any(result.invalid for result in results) or (checking and any(result.missed for result in results))
-    return 1 if failed else 0
 
 
 if __name__ == "__main__":

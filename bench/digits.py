@@ -16,7 +16,17 @@ import numpy as np
 
 from bench.job import Batch, Job
 
-__all__ = ["Accuracy", "DigitsModel", "MeanLoss", "Throughput", "digits_batches", "digits_job"]
+__all__ = [
+    "BATCH_SIZE",
+    "Accuracy",
+    "DigitsModel",
+    "MeanLoss",
+    "Network",
+    "Throughput",
+    "digest_of",
+    "digits_batches",
+    "digits_job",
+]
 
 DATA = Path(__file__).parent.parent / "examples" / "digits" / "digits.npz"
 BATCH_SIZE = 32
@@ -89,8 +99,13 @@ class DigitsModel:
         self.network.load_state_dict(state)
 
     def digest(self) -> str:
-        parts = [value.detach().numpy().tobytes() for value in self.network.state_dict().values()]
-        return hashlib.sha256(b"".join(parts)).hexdigest()
+        return digest_of(self.network)
+
+
+def digest_of(network: Any) -> str:
+    """A fingerprint of a network's weights and buffers, bit by bit."""
+    parts = [value.detach().numpy().tobytes() for value in network.state_dict().values()]
+    return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def _mlp() -> Any:

@@ -7,6 +7,7 @@ round. What fails its check is shown as invalid and never as a number.
 from __future__ import annotations
 
 import gc
+import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -75,6 +76,10 @@ class Row:
     """Why it cannot be measured here; it is then left out with this note."""
     notes: Mapping[str, Any] = field(default_factory=dict[str, Any])
     """For the JSON: number of batches and the like."""
+    prepare: Callable[[], None] | None = None
+    """What is done once, before the first round and outside of every clock."""
+    finish: Callable[[], None] | None = None
+    """What gives back after the last round what `prepare` and `measure` have taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,31 +209,60 @@ def run_scenario(
     n_rounds: int = 5,
     families: Sequence[str] = (),
     progress: Callable[[str], None] = lambda line: None,
+    budget_s: float = math.inf,
 ) -> Result:
-    """Measure every row `n_rounds` times, in another order each round, references first. `families`: only these, if any."""
+    """Measure every row `n_rounds` times, in another order each round, references first. `families`: only these, if any.
+
+    No round begins that would end later than `budget_s` after the first began, if it took as long as the one before.
+    """
     wanted = [row for row in scenario.rows if row.reference or not families or row.family in families]
     left_out = {row.name: row.missing for row in wanted if row.missing is not None}
     rows = [row for row in wanted if row.missing is None]
-    rounds: list[dict[str, Reading]] = []
     wrong: dict[str, str] = {}
     began = time.perf_counter()
-    for number in range(n_rounds):
-        round_began = time.perf_counter()
-        rounds.append({})
-        for row in _order(rows, number, n_rounds):
-            if row.name not in wrong:
-                progress(f"{scenario.name}: round {number + 1} of {n_rounds}, {row.name} …")
-                _measure(row, rounds[-1], wrong)
-        progress(f"{scenario.name}: round {number + 1} of {n_rounds} took {time.perf_counter() - round_began:.1f} s\n")
+    try:
+        for row in rows:
+            if row.prepare is not None:
+                progress(f"{scenario.name}: {row.name} is prepared …")
+                _guarded(row, row.prepare, wrong)
+        rounds = _rounds(scenario.name, rows, n_rounds, wrong, progress, budget_s)
+    finally:
+        for row in rows:
+            if row.finish is not None:
+                row.finish()
     valid = [{name: reading for name, reading in one.items() if name not in wrong} for one in rounds]
     return Result(
         scenario,
-        n_rounds,
+        len(rounds),
         [_measured(row, scenario.metrics, valid, wrong.get(row.name)) for row in rows],
         [Verdict(goal, _judged(goal, valid)) for goal in scenario.goals],
         left_out,
         time.perf_counter() - began,
     )
+
+
+def _rounds(
+    name: str,
+    rows: Sequence[Row],
+    n_rounds: int,
+    wrong: dict[str, str],
+    progress: Callable[[str], None],
+    budget_s: float,
+) -> list[dict[str, Reading]]:
+    rounds: list[dict[str, Reading]] = []
+    first_began = time.perf_counter()
+    for number in range(n_rounds):
+        began, which = time.perf_counter(), f"{name}: round {number + 1} of {n_rounds}"
+        rounds.append({})
+        for row in _order(rows, number, n_rounds):
+            if row.name not in wrong:
+                progress(f"{which}, {row.name} …")
+                _measure(row, rounds[-1], wrong)
+        ended = time.perf_counter()
+        progress(f"{which} took {ended - began:.1f} s\n")
+        if 2 * ended - began - first_began > budget_s:
+            break
+    return rounds
 
 
 def _order(rows: Sequence[Row], number: int, n_rounds: int) -> list[Row]:
@@ -242,13 +276,19 @@ def _measure(row: Row, readings: dict[str, Reading], wrong: dict[str, str]) -> N
     gc.collect()
     gc.freeze()  # what others have imported is no work for the collector while this row runs
     try:
-        readings[row.name] = row.measure()
+        _guarded(row, lambda: readings.update({row.name: row.measure()}), wrong)
+    finally:
+        gc.unfreeze()
+
+
+def _guarded(row: Row, do: Callable[[], None], wrong: dict[str, str]) -> None:
+    """Do something for a row; if it raises, the row is wrong, and the others go on."""
+    try:
+        do()
     except WrongResult as error:
         wrong[row.name] = str(error)
     except Exception as error:
         wrong[row.name] = f"{type(error).__name__}: {error}"
-    finally:
-        gc.unfreeze()
 
 
 def _measured(row: Row, metrics: Sequence[Metric], rounds: Sequence[Round], wrong: str | None) -> Measured:

@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.status import Status
 from rich.table import Table
 
 from bench.about import about
 from bench.harness import Measured, Result, Spread, Verdict
 
-__all__ = ["as_json", "console", "print_result", "write_json"]
+__all__ = ["as_json", "console", "findings", "print_result", "print_summary", "progress_in", "write_json"]
 
 
 def console() -> Console:
     """A terminal as wide as it is; a pipe as wide as the tables want."""
     plain = Console()
     return plain if plain.is_terminal else Console(width=140)
+
+
+def progress_in(status: Status, console: Console) -> Callable[[str], None]:
+    """What `run_scenario` tells its progress to: whole lines stay, others are shown until the next."""
+
+    def progress(line: str) -> None:
+        if line.endswith("\n"):
+            console.print(line.rstrip(), style="dim", highlight=False)
+        else:
+            status.update(line)
+
+    return progress
 
 
 def print_result(result: Result, console: Console) -> None:
@@ -50,6 +64,23 @@ def print_result(result: Result, console: Console) -> None:
             f"INVALID: {measured.row.name}: {measured.wrong}", style="bold red", highlight=False, markup=False
         )
     console.print(f"{result.n_rounds} rounds, {result.seconds:.0f} s\n", style="dim", highlight=False)
+
+
+def print_summary(results: Sequence[Result], console: Console, *, checking: bool) -> int:
+    """Goals over all scenarios, and the exit code: 1 if a row is invalid or, when `checking`, a must is missed."""
+    verdicts = [verdict for result in results for verdict in result.verdicts]
+    judged = [verdict for verdict in verdicts if verdict.must is not None]
+    reached = sum(verdict.must is True for verdict in judged)
+    moonshots = sum(verdict.moonshot is True for verdict in verdicts)
+    n_moonshots = sum(verdict.moonshot is not None for verdict in verdicts)
+    console.print(f"goals: {reached} of {len(judged)} musts reached, {moonshots} of {n_moonshots} moonshots")
+    for result in results:
+        for verdict in result.missed:
+            console.print(f"missed in {result.scenario.name}: {verdict.goal.name}", highlight=False)
+        for measured in result.invalid:
+            console.print(f"invalid in {result.scenario.name}: {measured.row.name}", style="red", highlight=False)
+    failed = any(result.invalid for result in results) or (checking and any(result.missed for result in results))
+    return 1 if failed else 0
 
 
 def _sorted(result: Result) -> list[Measured]:
@@ -100,11 +131,13 @@ def _sentence(verdict: Verdict) -> str:
 
 def as_json(result: Result, quick: bool) -> dict[str, Any]:
     """All values of all rounds, with versions, hardware and date."""
+    return {"scenario": result.scenario.name, "title": result.scenario.title, **about(), **findings(result, quick)}
+
+
+def findings(result: Result, quick: bool) -> dict[str, Any]:
+    """All values of all rounds."""
     scenario = result.scenario
     return {
-        "scenario": scenario.name,
-        "title": scenario.title,
-        **about(),
         "rounds": result.n_rounds,
         "quick": quick,
         "seconds": round(result.seconds, 1),

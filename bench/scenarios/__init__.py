@@ -25,6 +25,7 @@ def scenarios() -> dict[str, Callable[[Plan], Scenario]]:
         overhead,
         overlap,
         startup,
+        torch_model,
     )
 
     return {
@@ -34,6 +35,8 @@ def scenarios() -> dict[str, Callable[[Plan], Scenario]]:
         "step-200us": overhead.step_200us,
         "digits-mlp": digits.mlp,
         "digits-cnn": digits.cnn,
+        "torch-mlp": torch_model.mlp,
+        "torch-cnn": torch_model.cnn,
         "io": overlap.io,
         "io-uneven": overlap.io_uneven,
         "hooks": overlap.hooks,

@@ -6,16 +6,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 
-from bench.digits import Network, digits_job
-from bench.harness import Metric, Plan, Reading, Row, Scenario, WrongResult, check, reading_of, row
+from bench.digits import BATCH_SIZE, Network, digits_job
+from bench.harness import Goal, Metric, Plan, Reading, Row, Scenario, WrongResult, check, reading_of, row
 from bench.job import Job
 from bench.scenarios.goals import buffer_goals, goals_of_main_rows
 from bench.systems import System, named
-from bench.systems.asyncloop import ASYNCLOOPS
+from bench.systems.asyncloop import ASYNCLOOPS, MAIN
 from bench.systems.plain import PlainLoop
 from bench.systems.registry import missing
 
-__all__ = ["beside_the_bare_loop", "cnn", "mlp"]
+__all__ = ["TIMES_BARE", "beside_the_bare_loop", "cnn", "digits_scenario", "mlp"]
 
 PEERS = (
     "thread + queue",
@@ -46,6 +46,12 @@ WITH_CNN = (
 )
 """The longer step says less about each of them, and takes longer to say it."""
 
+TIMES_BARE = Metric("bare loop", "×", lambda one, name: one[name]["batch_s"] / one[name]["bare_s"])
+_TIMES = (
+    Metric("a batch", "µs", lambda one, name: one[name]["batch_s"] * 1e6),
+    Metric("examples", "1/s", lambda one, name: BATCH_SIZE / one[name]["batch_s"]),
+)
+
 QUICK_PEERS = ("thread + queue", "naive uvloop", "ignite", "DataLoader(0)", "SPDL", "grain, no threads")
 
 
@@ -60,21 +66,25 @@ def cnn(plan: Plan) -> Scenario:
 
 
 def _digits(plan: Plan, name: str, network: Network, n: int, must: float, moonshot: float) -> Scenario:
-    n = plan.n(n)
-    title = f"{network.upper()} on handwritten digits, batches of 32, three metric hooks, one torch thread"
-    metric = Metric("bare loop", "×", lambda one, name: one[name]["batch_s"] / one[name]["bare_s"])
-    total = Metric("a batch", "µs", lambda one, name: one[name]["batch_s"] * 1e6)
-    speed = Metric("examples", "1/s", lambda one, name: 32 / one[name]["batch_s"])
     names = PEERS if network == "mlp" else WITH_CNN
     peers = [system for system in named(names) if not plan.quick or system.name in QUICK_PEERS]
     ours = [system for system in ASYNCLOOPS if system.source == "generator"]
+    goals = [*goals_of_main_rows(TIMES_BARE, must, moonshot), *buffer_goals()]
+    return digits_scenario(name, network, plan.n(n), [*ours, *peers], goals)
+
+
+def digits_scenario(
+    name: str, network: Network, n: int, systems: Sequence[System], goals: Sequence[Goal], main: Sequence[str] = MAIN
+) -> Scenario:
+    """`n` batches of digits through each of `systems`, beside the bare loop."""
     return Scenario(
         name,
-        title,
-        _rows(n, network, [*ours, *peers]),
-        [metric, total, speed],
-        [*goals_of_main_rows(metric, must, moonshot), *buffer_goals()],
+        f"{network.upper()} on handwritten digits, batches of 32, three metric hooks, one torch thread",
+        _rows(n, network, systems),
+        [TIMES_BARE, *_TIMES],
+        goals,
         remarks=["The bare loop runs right before and right after each system; weights must equal its bit by bit."],
+        main=main,
     )
 
 

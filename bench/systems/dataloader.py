@@ -12,7 +12,7 @@ from typing import Any
 from bench.job import Batch, Job, Outcome, train
 from bench.systems.registry import Form
 
-__all__ = ["DataLoaders", "loader_of"]
+__all__ = ["DataLoaders", "Indices", "loader_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class _Dataset:
         return self.batches[index]
 
 
-class _Indices:
+class Indices:
     """0 … n - 1 in order; `n` may change between two passes."""
 
     def __init__(self, n: int) -> None:
@@ -71,7 +71,7 @@ def loader_of(job: Job, n_workers: int) -> Any:
     """A DataLoader over the job's batches whose workers, if any, have been started."""
     from torch.utils.data import DataLoader
 
-    indices = _Indices(job.n)
+    indices = Indices(job.n)
     dataset: Any = _Dataset(job)
     collate: Any = _as_it_is
     with warnings.catch_warnings():

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from importlib.util import find_spec
 from typing import Literal, Protocol, TypeAlias
 
 from bench.job import Job, Outcome
 
-__all__ = ["Form", "System", "all_systems", "family_names", "missing", "named"]
+__all__ = ["Form", "System", "all_systems", "family_names", "missing", "named", "quieten"]
 
 Form: TypeAlias = Literal["threads", "asyncio", "uvloop"]
 """How a system waits in loads and hooks. Sleeps overshoot differently, so each system is held against its own ideal."""
@@ -47,11 +48,13 @@ def all_systems() -> dict[str, System]:
     from bench.systems.pool import ThreadPool
     from bench.systems.queue import ThreadQueue
     from bench.systems.spdl import Spdl
+    from bench.systems.torch_model import TORCH_MODELS
     from bench.systems.torchdata import Torchdata
 
     systems: list[System] = [
         PlainLoop(),
         *ASYNCLOOPS,
+        *TORCH_MODELS,
         ThreadQueue(),
         ThreadPool(),
         Naive("asyncio"),
@@ -88,6 +91,15 @@ def missing(needs: Iterable[str]) -> str | None:
 
 def _installed(module: str) -> bool:
     try:
-        return find_spec(module) is not None
+        found = find_spec(module)
     except ModuleNotFoundError:  # the parent package of a dotted name
         return False
+    return (
+        found is not None and found.origin is not None
+    )  # any folder of that name is found as a package without origin
+
+
+def quieten() -> None:
+    """Have the peers keep their warnings to themselves."""
+    peers = "torch|torchdata|lightning|ignite|accelerate|grain|spdl|multiprocessing"
+    warnings.filterwarnings("ignore", module=rf"({peers})\b")
