@@ -1,6 +1,6 @@
 """A small training that draws nothing at random, and the losses of its first steps as they have always been.
 
-`python tests/torch/golden.py` writes them anew: after a change that is meant to change them, and for no other reason.
+`python tests/pytorch/golden.py` writes them anew: after a change that is meant to change them, and for no other reason.
 """
 
 from __future__ import annotations
