@@ -214,6 +214,7 @@ class ModelThread:
         feed.before_sleep(pump.wake_soon)
         clock, next_item, sums, weights = time.perf_counter, feed.next, means.sums, means.weights
         wanted, before_batch, timed_hooks = bus.wants_batches, bus.wants_before_batch, bus.timed if train else []
+        asking = before_batch or bus.wants_variables
         batches, until_s, until_step = stretch.batches, stretch.until_s, stretch.until_step if train else None
         watched = _losses(rules) if train else None
         sources: Any = None
@@ -307,6 +308,12 @@ class ModelThread:
                     finished = (passing, step, index, batch, outputs, n_examples)
                     if on_device is None:
                         on_device = _any_on_device(outputs) or _any_on_device(batch)
+                    if lazy is not None and not asking:
+                        left = {name: value for name, value in outputs.items() if name not in lazy}
+                        finished = (passing, step, index, batch, left, n_examples)
+                        if train:
+                            self._lazy = lazy
+                        lazy = None
                     if timed_hooks or lazy is not None or on_device:
                         finished = as_event(finished)
                         finished.timed = _timed_due(timed_hooks, ended_s)

@@ -187,6 +187,11 @@ class EventBus:
         return any(own.method("before_batch") for own in self._subscriptions)
 
     @property
+    def wants_variables(self) -> bool:
+        """Whether any hook names variables, and so may ask for outputs that are made on demand."""
+        return any(own.variables for own in self._subscriptions)
+
+    @property
     def timed(self) -> list[Subscription]:
         """The hooks with a cadence in seconds; the model thread decides by its clock which steps are due for them."""
         return [own for own in self._subscriptions if own.cadence is not None and own.cadence.unit == "seconds"]

@@ -40,7 +40,8 @@ class Lane:
         self, device: torch.device, names: Collection[str] | None, dtype: torch.dtype, *, channels_last: bool
     ) -> None:
         self.device, self._names, self._dtype = device, names, dtype
-        self._format = torch.channels_last if channels_last else torch.preserve_format
+        self._channels_last = channels_last
+        self._leaves_tensors = device.type == "cpu" and not channels_last
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self._in_use: deque[tuple[torch.cuda.Event, _Staged]] = deque()
         self._taken: _Staged | None = None
@@ -82,27 +83,32 @@ class Lane:
         return {name: self._on_device(batch[name]) for name in names if name in batch}
 
     def _on_device(self, value: Any) -> Any:
-        if isinstance(value, Mapping):
+        if isinstance(value, Tensor):
+            if self._leaves_tensors and value.is_cpu and value.dtype is not torch.float64:
+                return value  # the common kind on the CPU, where all that is asked of a tensor shows in a short step
+            tensor = value
+        elif isinstance(value, Mapping):
             return {name: self._on_device(part) for name, part in cast("Mapping[str, Any]", value).items()}
-        tensor = value if isinstance(value, Tensor) else _tensor(value)
-        if tensor is None:
-            return value
+        else:
+            tensor = _tensor(value)
+            if tensor is None:
+                return value
         if self._stream is not None and tensor.device == self.device:
             return tensor  # made on another stream than this one, so `take` does the rest
         tensor = self._wanted(tensor)
         if self._stream is not None and tensor.is_cpu:
             tensor = tensor.pin_memory()  # of memory that PyTorch keeps, and hands out again when the copy is done
-        return tensor.to(self.device, non_blocking=True)
+        return tensor if tensor.device == self.device else tensor.to(self.device, non_blocking=True)
 
     def _wanted(self, value: Any) -> Any:
         """In the dtype and the memory format that the module wants."""
-        if isinstance(value, Mapping):
-            return {name: self._wanted(part) for name, part in cast("Mapping[str, Any]", value).items()}
         if not isinstance(value, Tensor):
+            if isinstance(value, Mapping):
+                return {name: self._wanted(part) for name, part in cast("Mapping[str, Any]", value).items()}
             return value
-        if value.dtype == torch.float64 and self._dtype != torch.float64:
+        if value.dtype is torch.float64 and self._dtype is not torch.float64:
             value = value.to(self._dtype)
-        return value.to(memory_format=self._format) if value.ndim == 4 else value
+        return value.to(memory_format=torch.channels_last) if self._channels_last and value.ndim == 4 else value
 
 
 def _tensor(value: Any) -> Tensor | None:

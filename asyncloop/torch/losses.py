@@ -57,7 +57,7 @@ class Losses(nn.Module):
         """Everything that some loss looks at, each name once."""
         return list(dict.fromkeys(name for each in self.by_name.values() for name in each.inputs))
 
-    def forward(
+    def computed(
         self, values: Mapping[str, Any], active: Collection[str] | None = None, *, optional: bool = False
     ) -> dict[str, Tensor]:
         """`loss`, the weighted sum, and, if there are several, each by its name. `active`: only these count.

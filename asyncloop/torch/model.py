@@ -6,7 +6,7 @@ import gc
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from asyncloop.torch.averaging import EMA, Average
 from asyncloop.torch.lane import Lane
 from asyncloop.torch.losses import LOSS_KEYS, Losses, looked_up
 from asyncloop.torch.metrics import METRIC_KEYS, PassMetrics
-from asyncloop.torch.numerics import Numerics, Precision
+from asyncloop.torch.numerics import NOTHING, Numerics, Precision
 from asyncloop.torch.parallel import Parallel, Spread, stated
 from asyncloop.torch.pretrained import Pretrained, load_pretrained
 from asyncloop.torch.profiling import Profile, Profiler
@@ -179,7 +179,7 @@ class TorchModel:
         if self.losses is None:
             found = {} if self._loss_output == "loss" else {"loss": looked_up(outputs, [self._loss_output], "loss")[0]}
         else:
-            found = self.losses({**batch, **outputs}, self._active if train else None, optional=not train)
+            found = self.losses.computed({**batch, **outputs}, self._active if train else None, optional=not train)
         return {**found, **outputs}
 
     def outputs_of(self, net: Callable[..., Any], batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -189,11 +189,14 @@ class TorchModel:
             result = net(**dict(zip(self._inputs, sources, strict=True)))
         else:
             result = net(*looked_up(batch, self._inputs, "the module"))
-        if isinstance(result, Mapping):
+        if isinstance(result, Tensor):  # first, for it is the common kind, and slow to be asked for anything else
+            parts: Sequence[Any] = (result,)
+        elif isinstance(result, Mapping):
             return dict(cast("Mapping[str, Any]", result))
-        if hasattr(result, "_asdict"):
+        elif hasattr(result, "_asdict"):
             return result._asdict()
-        parts = cast("Sequence[Any]", result if isinstance(result, tuple | list) else (result,))
+        else:
+            parts = cast("Sequence[Any]", result if isinstance(result, tuple | list) else (result,))
         if len(parts) != len(self._outputs):
             names = ", ".join(map(repr, self._outputs))
             raise ModelError(
@@ -234,7 +237,7 @@ class TorchModel:
 
     def _profiled(self, train: bool) -> AbstractContextManager[Any]:
         if self._profiler is None or self.updates is None or not train:
-            return nullcontext()
+            return NOTHING
         return self._profiler.around_step(self.updates.n_updates)
 
     def _train(self, sources: Mapping[str, Any], batch: Batch, stream: str) -> dict[str, Any]:
@@ -249,7 +252,7 @@ class TorchModel:
         updates.prepare()
         rate = updates.rate
         weight = self._spread.weight_of(batch)
-        cut = list(self._parts(sources, batch, stream))
+        cut = self._microbatches_of(sources, batch, stream)
         parts: list[tuple[float, Mapping[str, Any]]] = []
         for number, (share, part) in enumerate(cut):
             with self._spread.gathering(last=number == len(cut) - 1):
@@ -259,7 +262,7 @@ class TorchModel:
             if share:
                 parts.append((share, {name: _detached(value, self._cuda_graphs) for name, value in outputs.items()}))
         if self.losses is not None:
-            self._spread.average_gradients(self.losses.parameters())
+            self._spread.average_gradients(self.losses)
         told = updates.update()
         if self.average is not None:
             self.average.follow(updates.n_updates)
@@ -283,13 +286,16 @@ class TorchModel:
             raise
         return self._handed([(1.0, {name: _detached(value, self._cuda_graphs) for name, value in outputs.items()})])
 
-    def _parts(
+    def _microbatches_of(
+        self, sources: Mapping[str, Any], batch: Batch, stream: str
+    ) -> Sequence[tuple[float, Mapping[str, Any]]]:
+        """The microbatches, and each one's share of the examples."""
+        return [(1.0, sources)] if self._microbatches == 1 else list(self._pieces(sources, batch, stream))
+
+    def _pieces(
         self, sources: Mapping[str, Any], batch: Batch, stream: str
     ) -> Iterator[tuple[float, Mapping[str, Any]]]:
-        """The microbatches, and each one's share of the examples; with shares of the weights as many everywhere."""
-        if self._microbatches == 1:
-            yield 1.0, sources
-            return
+        """Several of them; with shares of the weights as many in every process."""
         n = n_examples_of(batch, stream, 0)
         size, rest = divmod(n, self._microbatches)
         begin = 0
@@ -311,7 +317,7 @@ class TorchModel:
         return found
 
     def _idle_losses(
-        self, parts: list[tuple[float, Mapping[str, Any]]], cut: list[tuple[float, Mapping[str, Any]]]
+        self, parts: Sequence[tuple[float, Mapping[str, Any]]], cut: Sequence[tuple[float, Mapping[str, Any]]]
     ) -> dict[str, Any]:
         """Losses that do not count in this stage, computed for hooks that name them."""
         if self.losses is None or self._active is None:
@@ -579,15 +585,15 @@ def _loss_in(outputs: Mapping[str, Any], share: float) -> Tensor:
 
 def _detached(value: Any, clones: bool) -> Any:
     """Off the graph; of a captured CUDA graph a copy, for the next step writes into the same memory."""
+    if isinstance(value, Tensor):
+        return value.detach().clone() if clones else value.detach()
     if isinstance(value, Mapping):
         return {name: _detached(part, clones) for name, part in cast("Mapping[str, Any]", value).items()}
-    if not isinstance(value, Tensor):
-        return value
-    return value.detach().clone() if clones else value.detach()
+    return value
 
 
 def _is_scalar(value: Any) -> bool:
-    return isinstance(value, bool | int | float) or (isinstance(value, Tensor) and not value.ndim)
+    return not value.ndim if isinstance(value, Tensor) else isinstance(value, bool | int | float)
 
 
 def _scalar(value: Any) -> Any:

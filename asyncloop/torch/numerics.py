@@ -9,9 +9,12 @@ from typing import Any, Literal
 
 import torch
 
-__all__ = ["Numerics", "Precision"]
+__all__ = ["NOTHING", "Numerics", "Precision"]
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+
+NOTHING: AbstractContextManager[Any] = nullcontext()
+"""Around what needs nothing around it; one for all, for to make one costs as much as to enter it."""
 
 
 class Numerics:
@@ -28,9 +31,7 @@ class Numerics:
         self._matmul = "high" if precision == "tf32" else None
         self._deterministic, self._detect_anomaly = deterministic, detect_anomaly
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-        self.autocast: AbstractContextManager[Any] = (
-            nullcontext() if dtype is None else torch.autocast(device.type, dtype)
-        )
+        self.autocast: AbstractContextManager[Any] = NOTHING if dtype is None else torch.autocast(device.type, dtype)
         """Around the forward pass and the losses, not around the backward pass."""
         self.scaler = torch.amp.GradScaler(device.type) if precision == "fp16" else None
         """Scales the loss, so that small gradients do not vanish in fp16."""
@@ -40,7 +41,7 @@ class Numerics:
 
     def settings(self) -> AbstractContextManager[Any]:
         """Around a whole step."""
-        return _NOTHING if self._is_plain else self._set()
+        return NOTHING if self._is_plain else self._set()
 
     @contextmanager
     def _set(self) -> Generator[None]:
@@ -58,6 +59,3 @@ class Numerics:
             if self._detect_anomaly:
                 stack.enter_context(torch.autograd.set_detect_anomaly(True))
             yield
-
-
-_NOTHING: AbstractContextManager[Any] = nullcontext()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from asyncloop.batch import Batch, RunBatch
 from asyncloop.torch.arguments import Table, matching, of_kind
+from asyncloop.torch.numerics import NOTHING
 from asyncloop.torch.world import TorchWorld
 
 __all__ = ["Parallel", "Spread", "full", "stated"]
@@ -64,7 +65,7 @@ class Spread:
         """Around the passes of one microbatch: gradients are put together over the processes after the `last` one only."""
         if isinstance(self.module, FSDPModule):
             self.module.set_requires_gradient_sync(last)
-        return self._ddp.no_sync() if self._ddp is not None and not last else nullcontext()
+        return self._ddp.no_sync() if self._ddp is not None and not last else NOTHING
 
     def weight_of(self, batch: Batch) -> float:
         """By what to multiply a mean over this process's examples, so that the processes' average is the mean over all."""
@@ -72,10 +73,11 @@ class Spread:
             return 1.0
         return batch.n_own * self._size / batch.n_all
 
-    @torch.no_grad()
-    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+    def average_gradients(self, others: nn.Module) -> None:
         """Of parameters that are not the module's (a loss's own), over the processes."""
-        for each in parameters if self.world is not None else ():
+        if self.world is None:
+            return
+        for each in others.parameters():
             if each.requires_grad:
                 grad = torch.zeros_like(each) if each.grad is None else each.grad
                 dist.all_reduce(grad)

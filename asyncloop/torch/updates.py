@@ -68,6 +68,7 @@ class Updates:
         self._torchs: Any = None if isinstance(schedule, Schedule | None) else _torchs(schedule, self.optimizer)
         self._configured = self._options()
         self._names = {id(each): name for name, each in self.parameters.items()}
+        self._with_gradients = list(self.parameters.values())
 
     @property
     def _groups(self) -> list[dict[str, Any]]:
@@ -124,8 +125,9 @@ class Updates:
         return told
 
     def forget_gradients(self) -> None:
-        """Free them."""
-        self.optimizer.zero_grad(set_to_none=True)
+        """Free them. As `zero_grad` does, without the marks that it leaves for a profiler: they cost seven times as much."""
+        for each in self._with_gradients:
+            each.grad = None
 
     def skip(self) -> None:
         """An update that cannot be made counts all the same: schedules go by the run's steps. What there is of it is freed."""
@@ -147,7 +149,7 @@ class Updates:
             self._plateau.evaluated(data)
 
     def _clipped(self, clip: Clip) -> dict[str, Any]:
-        parameters = list(self.parameters.values())
+        parameters = self._with_gradients
         if clip.norm is not None:
             return {"grad_norm": full(nn.utils.clip_grad_norm_(parameters, clip.norm, clip.norm_type))}
         assert clip.value is not None
