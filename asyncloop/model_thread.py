@@ -305,15 +305,15 @@ class ModelThread:
                 read.append(began_s - previous_s)
                 previous_s = ended_s
                 if wanted:
-                    finished = (passing, step, index, batch, outputs, n_examples)
+                    shown = outputs
                     if on_device is None:
                         on_device = _any_on_device(outputs) or _any_on_device(batch)
                     if lazy is not None and not asking:
-                        left = {name: value for name, value in outputs.items() if name not in lazy}
-                        finished = (passing, step, index, batch, left, n_examples)
+                        shown = {name: value for name, value in outputs.items() if name not in lazy}
                         if train:
                             self._lazy = lazy
                         lazy = None
+                    finished = (passing, step, index, batch, shown, n_examples)
                     if timed_hooks or lazy is not None or on_device:
                         finished = as_event(finished)
                         finished.timed = _timed_due(timed_hooks, ended_s)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -18,12 +17,14 @@ from torch import Tensor, nn
 
 from asyncloop.batch import Batch, n_examples_of
 from asyncloop.errors import ConfigError, ModelError
-from asyncloop.nested import Nested, build, is_nested
+from asyncloop.nested import Nested, is_nested
 from asyncloop.torch.arguments import listed, matching, of_kind
 from asyncloop.torch.averaging import EMA, Average
+from asyncloop.torch.building import compiled, device_named, dtype_of, module_of, pretrained_of
 from asyncloop.torch.lane import Lane
 from asyncloop.torch.losses import LOSS_KEYS, Losses, looked_up
 from asyncloop.torch.metrics import METRIC_KEYS, PassMetrics
+from asyncloop.torch.microbatches import Part, detached, no_value, number_of, pieces, whole
 from asyncloop.torch.numerics import NOTHING, Numerics, Precision
 from asyncloop.torch.parallel import Parallel, Spread, stated
 from asyncloop.torch.pretrained import Pretrained, load_pretrained
@@ -113,15 +114,15 @@ class TorchModel:
         output_dir: str | Path | None = None,
     ) -> None:
         self.world = join()
-        self.device = _chosen(device)
+        self.device = device_named(device)
         self._inputs = inputs if isinstance(inputs, Mapping) else listed(inputs)
         self._outputs = listed(outputs)
         if microbatches < 1:
             raise ConfigError(f"microbatches is a number of parts, at least 1, not {microbatches}")
         self._microbatches, self._on_oom = microbatches, on_oom
-        self.module = _module(module)
+        self.module = module_of(module)
         if weights is not None:
-            load_pretrained(self.module, _pretrained(weights))
+            load_pretrained(self.module, pretrained_of(weights))
         self.losses = None if loss is None or isinstance(loss, str) else Losses(loss)
         self._loss_output = loss if isinstance(loss, str) else "loss"
         for name in matching(freeze, dict(self.module.named_parameters()), "freeze") if freeze else ():
@@ -136,15 +137,15 @@ class TorchModel:
         self.average = None if ema is None else Average(self.module, of_kind("ema", EMA, ema))
         self._stages = self._staged(stages)
         self._active: Sequence[str] | None = None
-        self._profiler = None if profile is None else Profiler(of_kind("profile", Profile, profile), _path(output_dir))
-        compiled = partial(_compiled, given=compile, cuda_graphs=cuda_graphs)
-        self._training_net = self._spread.wrapped(compiled, unused=self._stages is not None)
-        self._evaluating_net = self._training_net if self.world is None else compiled(self.module)
+        self._profiler = None if profile is None else Profiler(of_kind("profile", Profile, profile), output_dir)
+        as_wanted = partial(compiled, given=compile, cuda_graphs=cuda_graphs)
+        self._training_net = self._spread.wrapped(as_wanted, unused=self._stages is not None)
+        self._evaluating_net = self._training_net if self.world is None else as_wanted(self.module)
         self._cuda_graphs = cuda_graphs
         self._trains = True
         self._modes: list[tuple[nn.Module, bool]] = []
         self.ahead = (0 if self.device.type == "cpu" else _AHEAD) if ahead is None else ahead
-        self._lane = Lane(self.device, self._wanted_sources(), _dtype_of(self.module), channels_last=channels_last)
+        self._lane = Lane(self.device, self._wanted_sources(), dtype_of(self.module), channels_last=channels_last)
         self.live = self._live()
 
     @property
@@ -227,7 +228,7 @@ class TorchModel:
             logger.warning("%s; the step is skipped", told)
             if self.updates is not None:
                 self.updates.skip()
-            return {**dict.fromkeys(self.output_names, _no_value), "out_of_memory": 1.0}
+            return {**dict.fromkeys(self.output_names, no_value), "out_of_memory": 1.0}
         except RuntimeError as error:
             if self.world is not None and self.world.is_of_others(error):
                 raise self.world.gone(error) from None
@@ -253,14 +254,14 @@ class TorchModel:
         rate = updates.rate
         weight = self._spread.weight_of(batch)
         cut = self._microbatches_of(sources, batch, stream)
-        parts: list[tuple[float, Mapping[str, Any]]] = []
+        parts: list[Part] = []
         for number, (share, part) in enumerate(cut):
             with self._spread.gathering(last=number == len(cut) - 1):
                 with self._numerics.autocast:
                     outputs = self.step(part, train=True, stream=stream)
                 updates.backward(_loss_in(outputs, share * weight))
             if share:
-                parts.append((share, {name: _detached(value, self._cuda_graphs) for name, value in outputs.items()}))
+                parts.append((share, {name: detached(value, self._cuda_graphs) for name, value in outputs.items()}))
         if self.losses is not None:
             self._spread.average_gradients(self.losses)
         told = updates.update()
@@ -271,8 +272,8 @@ class TorchModel:
                 self.metrics.update((stream, True), {**part, **outputs})
         if self._on_oom == "skip":
             told["out_of_memory"] = 0.0
-        numbers = {name: _scalar(value) for name, value in told.items()}
-        return {**self._idle_losses(parts, cut), **self._handed(parts), **numbers, "lr": rate}
+        numbers = {name: number_of(value) for name, value in told.items()}
+        return {**self._idle_losses(parts, cut), **whole(parts), **numbers, "lr": rate}
 
     def _evaluate(self, sources: Mapping[str, Any], batch: Batch, stream: str) -> dict[str, Any]:
         self._set_mode(train=False)
@@ -284,48 +285,23 @@ class TorchModel:
         except BaseException:
             self._set_mode(train=True)
             raise
-        return self._handed([(1.0, {name: _detached(value, self._cuda_graphs) for name, value in outputs.items()})])
+        return whole([(1.0, {name: detached(value, self._cuda_graphs) for name, value in outputs.items()})])
 
-    def _microbatches_of(
-        self, sources: Mapping[str, Any], batch: Batch, stream: str
-    ) -> Sequence[tuple[float, Mapping[str, Any]]]:
+    def _microbatches_of(self, sources: Mapping[str, Any], batch: Batch, stream: str) -> Sequence[Part]:
         """The microbatches, and each one's share of the examples."""
-        return [(1.0, sources)] if self._microbatches == 1 else list(self._pieces(sources, batch, stream))
-
-    def _pieces(
-        self, sources: Mapping[str, Any], batch: Batch, stream: str
-    ) -> Iterator[tuple[float, Mapping[str, Any]]]:
-        """Several of them; with shares of the weights as many in every process."""
+        if self._microbatches == 1:
+            return [(1.0, sources)]
         n = n_examples_of(batch, stream, 0)
-        size, rest = divmod(n, self._microbatches)
-        begin = 0
-        for number in range(min(self._microbatches, n)):
-            end = begin + size + (number < rest)
-            yield (end - begin) / n, {name: _cut(value, begin, end) for name, value in sources.items()}
-            begin = end
-        for _ in range(n, self._microbatches if self.is_sharded else 0):  # its weights are wanted by the others
-            yield 0.0, {name: _cut(value, 0, 1) for name, value in sources.items()}
+        return list(pieces(sources, n, self._microbatches, idle=self.is_sharded))  # shares are wanted by the others
 
-    def _handed(self, parts: list[tuple[float, Mapping[str, Any]]]) -> dict[str, Any]:
-        """Outputs as hooks get them: scalars weighted over the microbatches, anything larger only on demand."""
-        found: dict[str, Any] = {}
-        for name, value in parts[0][1].items():
-            if _is_scalar(value):
-                found[name] = _scalar(value) if len(parts) == 1 else sum(_scalar(own[name]) * n for n, own in parts)
-            else:
-                found[name] = partial(_joined, [outputs[name] for _, outputs in parts])
-        return found
-
-    def _idle_losses(
-        self, parts: Sequence[tuple[float, Mapping[str, Any]]], cut: Sequence[tuple[float, Mapping[str, Any]]]
-    ) -> dict[str, Any]:
+    def _idle_losses(self, parts: Sequence[Part], cut: Sequence[Part]) -> dict[str, Any]:
         """Losses that do not count in this stage, computed for hooks that name them."""
         if self.losses is None or self._active is None:
             return {}
         values = [(share, {**part, **outputs}) for (share, outputs), (_, part) in zip(parts, cut, strict=False)]
         return {name: partial(self._loss_of, name, values) for name in self.losses.by_name if name not in self._active}
 
-    def _loss_of(self, name: str, parts: Sequence[tuple[float, Mapping[str, Any]]]) -> Any:
+    def _loss_of(self, name: str, parts: Sequence[Part]) -> Any:
         assert self.losses is not None
         with torch.no_grad(), self._numerics.autocast:
             return sum(self.losses.alone(name, values) * share for share, values in parts)
@@ -529,50 +505,6 @@ class TorchModel:
         return list(dict.fromkeys(name.partition("/")[0] for name in (*self._module_sources(), *self._looked_at())))
 
 
-def _chosen(device: str) -> torch.device:
-    if device not in ("auto", "cuda"):
-        try:
-            return torch.device(device)
-        except RuntimeError as error:
-            raise ConfigError(f"device: {error}") from None
-    if torch.cuda.is_available():
-        return torch.device("cuda", torch.cuda.current_device())
-    if device == "cuda":
-        raise ConfigError("device: PyTorch finds no CUDA device here; write device = 'auto' or 'cpu'")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
-
-
-def _module(given: Any) -> nn.Module:
-    module = build(given) if is_nested(given) else given
-    if not isinstance(module, nn.Module):
-        raise ConfigError(f"module: a torch.nn.Module or a table that names one, not a {type(module).__name__}")
-    if not module.training:
-        module.train()
-    return module
-
-
-def _pretrained(given: Any) -> Pretrained:
-    return Pretrained(given) if isinstance(given, str | Path) else of_kind("weights", Pretrained, given)  # pyright: ignore[reportArgumentType]
-
-
-def _path(given: str | Path | None) -> Path | None:
-    return None if given is None else Path(given)
-
-
-def _compiled(module: nn.Module, *, given: bool | Mapping[str, Any], cuda_graphs: bool) -> Callable[..., Any]:
-    if not given and not cuda_graphs:
-        return module
-    options: dict[str, Any] = {} if isinstance(given, bool) else dict(given)
-    if cuda_graphs:
-        options.setdefault("mode", "reduce-overhead")
-    return torch.compile(module, **options)
-
-
-def _dtype_of(module: nn.Module) -> torch.dtype:
-    """Of its first parameter that has one with a fraction."""
-    return next((each.dtype for each in module.parameters() if each.is_floating_point()), torch.float32)
-
-
 def _loss_in(outputs: Mapping[str, Any], share: float) -> Tensor:
     loss = outputs.get("loss")
     if not isinstance(loss, Tensor):
@@ -581,54 +513,6 @@ def _loss_in(outputs: Mapping[str, Any], share: float) -> Tensor:
             "Give the model a `loss`, or return one from the module or from step()"
         )
     return loss if share == 1.0 else loss * share
-
-
-def _detached(value: Any, clones: bool) -> Any:
-    """Off the graph; of a captured CUDA graph a copy, for the next step writes into the same memory."""
-    if isinstance(value, Tensor):
-        return value.detach().clone() if clones else value.detach()
-    if isinstance(value, Mapping):
-        return {name: _detached(part, clones) for name, part in cast("Mapping[str, Any]", value).items()}
-    return value
-
-
-def _is_scalar(value: Any) -> bool:
-    return not value.ndim if isinstance(value, Tensor) else isinstance(value, bool | int | float)
-
-
-def _scalar(value: Any) -> Any:
-    """A scalar on the host as a number; on a device it stays there, for to read it would be to wait.
-
-    There it has 24 bits at least, for means are summed there: of 8 a sum would soon stand still.
-    """
-    if not isinstance(value, Tensor) or value.ndim:
-        return value
-    if value.is_cpu:
-        return value.item()
-    return value.float() if value.dtype in (torch.bfloat16, torch.float16) else value
-
-
-def _no_value() -> float:
-    """What an output of a step that was skipped is, for a hook that names it."""
-    return math.nan
-
-
-def _joined(values: Sequence[Any]) -> Any:
-    """What the microbatches gave for one output, as of the whole batch."""
-    first = values[0]
-    if len(values) == 1:
-        return first
-    if isinstance(first, Mapping):
-        return {name: _joined([each[name] for each in values]) for name in cast("Mapping[str, Any]", first)}
-    if isinstance(first, Tensor):
-        return torch.cat(list(values)) if first.ndim else torch.stack(list(values))
-    return [part for each in values for part in each] if isinstance(first, list | tuple) else first
-
-
-def _cut(value: Any, begin: int, end: int) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _cut(part, begin, end) for name, part in cast("Mapping[str, Any]", value).items()}
-    return value[begin:end]
 
 
 @torch.no_grad()

@@ -36,10 +36,10 @@ class Profile(Table):
 class Profiler:
     """Records the window on the model thread and writes `profile/steps-<first>-<last>.json` in the run directory."""
 
-    def __init__(self, given: Profile, output_dir: Path | None) -> None:
+    def __init__(self, given: Profile, output_dir: str | Path | None) -> None:
         if output_dir is None:
             raise ConfigError("profile writes a file, but there is no output_dir to write to")
-        self._given, self._folder = given, output_dir / "profile"
+        self._given, self._folder = given, Path(output_dir) / "profile"
         self._recording: Any = None
         self._began = 0
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch_parts import Data, Net, a_model, on_asyncio, train
 
-from asyncloop.torch.model import _scalar
+from asyncloop.torch.microbatches import number_of
 
 pytestmark = pytest.mark.anyio
 
@@ -127,8 +127,8 @@ def test_the_losses_are_computed_in_full_precision_under_autocast() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_half_precision_scalar_that_stays_on_a_device_is_widened_for_sums(dtype: torch.dtype) -> None:
-    assert _scalar(torch.zeros((), dtype=dtype, device="meta")).dtype == torch.float32
-    assert _scalar(torch.zeros((), dtype=torch.float64, device="meta")).dtype == torch.float64
+    assert number_of(torch.zeros((), dtype=dtype, device="meta")).dtype == torch.float32
+    assert number_of(torch.zeros((), dtype=torch.float64, device="meta")).dtype == torch.float64
 
 
 @on_asyncio

@@ -1,0 +1,89 @@
+"""A batch in parts, one after the other in one step; what the parts gave, as of the whole batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+__all__ = ["Part", "detached", "no_value", "number_of", "pieces", "whole"]
+
+Part = tuple[float, Mapping[str, Any]]
+"""Its share of the examples, and its sources or its outputs."""
+
+
+def pieces(sources: Mapping[str, Any], n: int, count: int, *, idle: bool) -> Iterator[Part]:
+    """`n` examples in `count` parts as even as can be; none is empty, so a short batch has fewer of them.
+
+    `idle`: then parts with a share of 0 follow, for processes that wait for each other in each of them.
+    """
+    size, rest = divmod(n, count)
+    begin = 0
+    for number in range(min(count, n)):
+        end = begin + size + (number < rest)
+        yield (end - begin) / n, {name: _cut(value, begin, end) for name, value in sources.items()}
+        begin = end
+    for _ in range(n, count if idle else 0):
+        yield 0.0, {name: _cut(value, 0, 1) for name, value in sources.items()}
+
+
+def whole(parts: Sequence[Part]) -> dict[str, Any]:
+    """Outputs as hooks get them: scalars weighted over the parts, anything larger as a function that joins it on demand."""
+    found: dict[str, Any] = {}
+    for name, value in parts[0][1].items():
+        if _is_scalar(value):
+            found[name] = number_of(value) if len(parts) == 1 else sum(number_of(own[name]) * n for n, own in parts)
+        else:
+            found[name] = partial(_joined, [outputs[name] for _, outputs in parts])
+    return found
+
+
+def detached(value: Any, clones: bool) -> Any:
+    """Off the graph; of a captured CUDA graph a copy, for the next step writes into the same memory."""
+    if isinstance(value, Tensor):
+        return value.detach().clone() if clones else value.detach()
+    if isinstance(value, Mapping):
+        return {name: detached(part, clones) for name, part in cast("Mapping[str, Any]", value).items()}
+    return value
+
+
+def number_of(value: Any) -> Any:
+    """A scalar on the host as a number; on a device it stays there, for to read it would be to wait.
+
+    There it has 24 bits at least, for means are summed there: of 8 a sum would soon stand still.
+    """
+    if not isinstance(value, Tensor) or value.ndim:
+        return value
+    if value.is_cpu:
+        return value.item()
+    return value.float() if value.dtype in (torch.bfloat16, torch.float16) else value
+
+
+def no_value() -> float:
+    """What an output of a step that was skipped is, for a hook that names it."""
+    return math.nan
+
+
+def _is_scalar(value: Any) -> bool:
+    return not value.ndim if isinstance(value, Tensor) else isinstance(value, bool | int | float)
+
+
+def _joined(values: Sequence[Any]) -> Any:
+    first = values[0]
+    if len(values) == 1:
+        return first
+    if isinstance(first, Mapping):
+        return {name: _joined([each[name] for each in values]) for name in cast("Mapping[str, Any]", first)}
+    if isinstance(first, Tensor):
+        return torch.cat(list(values)) if first.ndim else torch.stack(list(values))
+    return [part for each in values for part in each] if isinstance(first, list | tuple) else first
+
+
+def _cut(value: Any, begin: int, end: int) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _cut(part, begin, end) for name, part in cast("Mapping[str, Any]", value).items()}
+    return value[begin:end]
