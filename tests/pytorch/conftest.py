@@ -1,4 +1,4 @@
-"""Tests of asyncloop.torch: skipped where PyTorch is not installed."""
+"""Tests of asyncloop.torch: skipped where PyTorch or torchmetrics is not installed."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
+pytest.importorskip("torchmetrics", reason="torchmetrics is not installed")
 
 
 @pytest.fixture(autouse=True)
