@@ -9,13 +9,9 @@ from pathlib import Path
 
 import anyio
 import pytest
+from readme import README, blocks, own_commands
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
-
-
-def blocks(kind: str) -> list[str]:
-    return re.findall(rf"```{kind}\n(.*?)```", README, re.DOTALL)
 
 
 @pytest.fixture
@@ -27,11 +23,7 @@ def moons(tmp_path: Path) -> Path:
 
 
 def test_the_commands_run_one_after_the_other(moons: Path) -> None:
-    commands = [line.partition("#")[0].split() for line in "".join(blocks("sh")).splitlines()]
-    # What runs an example is in tests/test_examples.py.
-    commands = [words for words in commands if words[:1] == ["asyncloop"] and "examples/" not in words[-1]]
-    assert len(commands) >= 5
-    for words in commands:
+    for words in own_commands():
         done = subprocess.run([sys.executable, "-m", *words], cwd=moons, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
 

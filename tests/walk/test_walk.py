@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 import venv
 from pathlib import Path
 
 import pytest
+from readme import blocks, own_commands
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text()
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
@@ -38,19 +37,11 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return programs
 
 
-def blocks(kind: str) -> list[str]:
-    return re.findall(rf"```{kind}\n(.*?)```", README, re.DOTALL)
-
-
 def test_from_an_empty_directory_to_a_trained_model_of_ones_own(installed: Path, tmp_path: Path) -> None:
     asyncloop = str(installed / "asyncloop")
     (tmp_path / "mine.py").write_text(next(block for block in blocks("python") if block.startswith("# mine.py")))
     (tmp_path / "cfg.toml").write_text(blocks("toml")[0])
-    commands = [line.partition("#")[0].split() for line in "".join(blocks("sh")).splitlines()]
-    # What runs an example is in tests/test_examples.py.
-    commands = [words for words in commands if words[:1] == ["asyncloop"] and "examples/" not in words[-1]]
-    assert len(commands) >= 5
-    for words in commands:
+    for words in own_commands():
         told([asyncloop, *words[1:]], tmp_path)
     runs = json.loads(told([asyncloop, "ls", "--json"], tmp_path))
     assert all(run["state"] == "completed" for run in runs)
