@@ -34,16 +34,19 @@ class SleepLoad:
 
 
 class UnevenLoad:
-    """A load that waits `slow` seconds for one batch in eight, `fast` seconds for the others."""
+    """A load that waits `slow` seconds for the last batch of every eight, `fast` seconds for the others."""
 
     def __init__(self, fast: float, slow: float) -> None:
         self.fast, self.slow = fast, slow
 
     def blocking(self, index: int) -> None:
-        time.sleep(self.slow if index % 8 == 3 else self.fast)
+        time.sleep(self._seconds(index))
 
     async def waiting(self, index: int) -> None:
-        await asyncio.sleep(self.slow if index % 8 == 3 else self.fast)
+        await asyncio.sleep(self._seconds(index))
+
+    def _seconds(self, index: int) -> float:
+        return self.slow if index % 8 == 7 else self.fast
 
 
 class SleepHook:

@@ -1,6 +1,6 @@
 """Random kills: a run is killed with SIGKILL at random instants, resumed until it ends, and compared with a whole one.
 
-`python tests/faults/kills.py --runs 1000` is the soak test; the suite runs a few dozen.
+`python tests/faults/kills.py --runs 1000` is the soak test, some half an hour on two cores; the suite runs a few dozen.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,8 +51,6 @@ def asyncloop_command(*words: str) -> list[str]:
 
 def whole_run(folder: Path) -> tuple[dict[str, Any], float]:
     """How a run ends that nobody kills, and the seconds it takes."""
-    import time
-
     began_s = time.perf_counter()
     subprocess.run(
         asyncloop_command("run", "cfg.toml", "--output-dir", "whole"), cwd=folder, check=True, capture_output=True
@@ -59,11 +58,11 @@ def whole_run(folder: Path) -> tuple[dict[str, Any], float]:
     return outcome(folder / "whole"), time.perf_counter() - began_s
 
 
-def killed_run(folder: Path, name: str, seed: int, takes_s: float, most_kills: int, tally: Tally, whole: Any) -> None:
-    """One run, killed up to `most_kills` times, then resumed to its end."""
+def killed_run(folder: Path, name: str, seed: int, takes_s: float, kills: int, tally: Tally, whole: Any) -> None:
+    """One run, killed `kills` times (fewer where it ends sooner), then resumed to its end."""
     rng = random.Random(seed)
     run = folder / name
-    kills_left = rng.randint(1, most_kills)
+    kills_left = kills
     for attempt in range(50):
         fresh = not (run / "run.json").exists()
         if fresh and run.exists():
@@ -105,18 +104,20 @@ def state_of(run: Path) -> str:
     return str(read_run(run).record.get("state"))
 
 
-def kill(runs: int, *, seed: int, most_kills: int = 3, jobs: int = 2) -> Tally:
-    """`runs` runs with up to `most_kills` kills each, at most `jobs` at a time."""
+def kill(runs: int, *, seed: int, kills: int = 3, jobs: int = 2) -> Tally:
+    """`runs` runs with `kills` kills each, at most `jobs` at a time; every fiftieth says to the terminal how it stands."""
     tally = Tally()
     folder = Path(tempfile.mkdtemp(prefix="asyncloop-kills-"))
     make_project(folder)
     whole, takes_s = whole_run(folder)
     with ThreadPoolExecutor(jobs) as pool:
         waiting = [
-            pool.submit(killed_run, folder, f"run{n}", seed + n, takes_s, most_kills, tally, whole) for n in range(runs)
+            pool.submit(killed_run, folder, f"run{n}", seed + n, takes_s, kills, tally, whole) for n in range(runs)
         ]
-        for each in waiting:
+        for n_ended, each in enumerate(as_completed(waiting), 1):
             each.result()
+            if n_ended % 50 == 0:
+                print(f"{time.strftime('%H:%M:%S')}  {tally}", file=sys.stderr, flush=True)
     if not tally.broken:
         shutil.rmtree(folder)
     return tally
@@ -129,6 +130,6 @@ if __name__ == "__main__":
     parser.add_argument("--kills", type=int, default=3)
     parser.add_argument("--jobs", type=int, default=2)
     asked = parser.parse_args()
-    found = kill(asked.runs, seed=asked.seed, most_kills=asked.kills, jobs=asked.jobs)
+    found = kill(asked.runs, seed=asked.seed, kills=asked.kills, jobs=asked.jobs)
     print(found, *found.details, sep="\n")
     sys.exit(1 if found.broken else 0)
