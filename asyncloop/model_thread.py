@@ -10,7 +10,7 @@ import inspect
 import logging
 import math
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
@@ -309,7 +309,7 @@ class ModelThread:
                     if on_device is None:
                         on_device = _any_on_device(outputs) or _any_on_device(batch)
                     if lazy is not None and not asking:
-                        shown = {name: value for name, value in outputs.items() if name not in lazy}
+                        shown = _without(outputs, lazy)
                         if train:
                             self._lazy = lazy
                         lazy = None
@@ -396,13 +396,13 @@ class ModelThread:
         self, event: AfterBatch, lazy: Mapping[str, Callable[[], Any]], asked_before: list[str] | None, bus: EventBus
     ) -> None:
         """Take the lazy outputs out of the event and evaluate, once each, those that somebody due asks for."""
-        outputs = {name: value for name, value in event.outputs.items() if name not in lazy}
+        outputs = _without(event.outputs, lazy)
         names = bus.asks(event.stream, event.train, event.step, event.timed)
         event.asked = asked = _evaluated(lazy, [*names, *(asked_before or ())])
         outputs.update((name, asked[name]) for name in asked_before or () if name in asked)
         event.outputs = outputs
         if event.train:
-            self._lazy = {name: value for name, value in lazy.items() if name not in asked}
+            self._lazy = _without(lazy, asked)
 
     def _skip(self, stretch: Stretch, rules: Rules, n_examples: int, index: int) -> None:
         """A batch that is not run: empty, or of another size than wanted."""
@@ -528,6 +528,10 @@ def _start_clocks(hooks: Sequence[Subscription], now_s: float) -> None:
     for own in hooks:
         if own.next_due_s < 0 and own.cadence is not None:
             own.next_due_s = now_s + own.cadence.interval
+
+
+def _without(values: Mapping[str, Any], names: Container[str]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in names}
 
 
 def _evaluated(lazy: Mapping[str, Callable[[], Any]], names: Sequence[str]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
@@ -10,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-__all__ = ["Part", "detached", "no_value", "number_of", "pieces", "whole"]
+__all__ = ["Part", "detached", "number_of", "pieces", "whole"]
 
 Part = tuple[float, Mapping[str, Any]]
 """Its share of the examples, and its sources or its outputs."""
@@ -61,11 +60,6 @@ def number_of(value: Any) -> Any:
     if value.is_cpu:
         return value.item()
     return value.float() if value.dtype in (torch.bfloat16, torch.float16) else value
-
-
-def no_value() -> float:
-    """What an output of a step that was skipped is, for a hook that names it."""
-    return math.nan
 
 
 def _is_scalar(value: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -24,7 +25,7 @@ from asyncloop.torch.building import compiled, device_named, dtype_of, module_of
 from asyncloop.torch.lane import Lane
 from asyncloop.torch.losses import LOSS_KEYS, Losses, looked_up
 from asyncloop.torch.metrics import METRIC_KEYS, PassMetrics
-from asyncloop.torch.microbatches import Part, detached, no_value, number_of, pieces, whole
+from asyncloop.torch.microbatches import Part, detached, number_of, pieces, whole
 from asyncloop.torch.numerics import NOTHING, Numerics, Precision
 from asyncloop.torch.parallel import Parallel, Spread, stated
 from asyncloop.torch.pretrained import Pretrained, load_pretrained
@@ -228,7 +229,7 @@ class TorchModel:
             logger.warning("%s; the step is skipped", told)
             if self.updates is not None:
                 self.updates.skip()
-            return {**dict.fromkeys(self.output_names, no_value), "out_of_memory": 1.0}
+            return {**dict.fromkeys(self.output_names, _no_value), "out_of_memory": 1.0}
         except RuntimeError as error:
             if self.world is not None and self.world.is_of_others(error):
                 raise self.world.gone(error) from None
@@ -503,6 +504,11 @@ class TorchModel:
         if type(self).step is not TorchModel.step:
             return None
         return list(dict.fromkeys(name.partition("/")[0] for name in (*self._module_sources(), *self._looked_at())))
+
+
+def _no_value() -> float:
+    """What an output of a step that was skipped is, for a hook that names it."""
+    return math.nan
 
 
 def _loss_in(outputs: Mapping[str, Any], share: float) -> Tensor:
