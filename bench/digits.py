@@ -76,6 +76,7 @@ class DigitsModel:
         self.cross_entropy = torch.nn.functional.cross_entropy
         self.n_runs = 0
         self.marks: list[float] = []
+        self.busy_s = 0.0
 
     def loss(self, network: Any, batch: Batch) -> tuple[Any, Any]:
         """Mean loss with its graph, and the number of right answers."""

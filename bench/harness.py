@@ -356,6 +356,8 @@ def timed(system: System, job: Job, steady_after: int = 200) -> Callable[[], Rea
 
 def reading_of(job: Job, outcome: Outcome, steady_after: int = 200) -> dict[str, float]:
     reading = {"batch_s": outcome.seconds / job.n, "steady_s": outcome.seconds / job.n}
+    if outcome.busy_s:
+        reading["busy_s"] = outcome.busy_s / job.n
     if len(outcome.marks) == job.n > 2:
         first = min(steady_after, job.n // 2) - 1
         reading["steady_s"] = (outcome.marks[-1] - outcome.marks[first]) / (job.n - 1 - first)

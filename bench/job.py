@@ -51,6 +51,8 @@ class Model(Protocol):
     n_runs: int
     marks: list[float]
     """When each step ended (`perf_counter`), for models slow enough that noting it costs nothing; empty otherwise."""
+    busy_s: float
+    """CPU time of all steps, for models that hold the interpreter lock; 0 otherwise."""
 
     @property
     def input_names(self) -> Sequence[str]: ...
@@ -91,6 +93,7 @@ class Outcome:
     n_runs: int
     weights: str = ""
     marks: Sequence[float] = ()
+    busy_s: float = 0.0
 
 
 class Watcher:
@@ -177,7 +180,7 @@ class Job:
         return hooks if self.saves is None else [*hooks, Saver(self.saves)]
 
     def outcome(self, seconds: float, model: Model, hooks: Iterable[Any]) -> Outcome:
-        return Outcome(seconds, [hook.seen for hook in hooks], model.n_runs, model.digest(), model.marks)
+        return Outcome(seconds, [hook.seen for hook in hooks], model.n_runs, model.digest(), model.marks, model.busy_s)
 
 
 def train(batches: Iterable[Batch], model: Model, hooks: Sequence[Watcher]) -> None:

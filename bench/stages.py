@@ -71,6 +71,7 @@ class NoOp:
     def __init__(self) -> None:
         self.n_runs = 0
         self.marks: list[float] = []
+        self.busy_s = 0.0
 
     def run(self, batch: Batch, *, train: bool = True, stream: str = "train") -> Mapping[str, Any]:
         self.n_runs += 1
@@ -128,7 +129,9 @@ class Spinning(NoOp):
         self.turns = turns
 
     def run(self, batch: Batch, *, train: bool = True, stream: str = "train") -> Mapping[str, Any]:
+        began_s = time.thread_time()
         spin(self.turns)
+        self.busy_s += time.thread_time() - began_s
         self.n_runs += 1
         self.marks.append(time.perf_counter())
         return OUTPUTS

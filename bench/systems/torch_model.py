@@ -50,6 +50,7 @@ def _torch_model(model: Model | Any) -> Any:
         """Gives the number of right answers too."""
 
         marks: Sequence[float] = ()
+        busy_s = 0.0
 
         def step(self, batch: Mapping[str, Any], *, train: bool, stream: str) -> Mapping[str, Any]:
             outputs = super().step(batch, train=train, stream=stream)
