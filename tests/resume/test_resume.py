@@ -12,12 +12,13 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from engine_parts import Arrays, Counting
 from stopping_project import make_project, outcome
 
 import asyncloop
-from asyncloop import AfterBatch, CheckpointError, ConfigError, Engine, NothingToResumeError, StorageError
+from asyncloop import AfterBatch, CheckpointError, ConfigError, Engine, NothingToResumeError, StorageError, Stream
 from asyncloop.checkpoint import Checkpoints
 from asyncloop.hooks import SaveLatest
 from asyncloop.rundir import RunDir
@@ -110,6 +111,33 @@ async def test_a_run_of_an_engine_goes_on_with_another_engine(tmp_path: Path) ->
         result = await live
     assert (result.steps, live.dir) == (12, tmp_path / "run")
     assert seen == list(range(5, 13))
+    assert str(model.state_dict()) == str(whole.state_dict())
+
+
+async def test_a_place_far_into_ten_million_examples_is_reached_without_reading_up_to_it(tmp_path: Path) -> None:
+    read = list[int]()
+
+    def reading(indices: Any) -> dict[str, Any]:
+        read.append(int(indices[0]))
+        return {"x": np.asarray(indices[:4], dtype=float)}
+
+    class Millions:
+        def train_stream(self) -> Stream:
+            batches = Stream.range(10_000_000, shuffle=True).batch(50_000)
+            return batches.map(reading, worker="inline").shuffle(16)
+
+    whole = Counting()
+    await Engine(whole, Millions(), steps=195).train()
+    async with asyncloop.open_run(
+        engine=Engine(Counting(), Millions(), steps=190), output_dir=tmp_path / "run"
+    ) as live:
+        await live
+    read.clear()
+    model = Counting()
+    async with asyncloop.open_run(engine=Engine(model, Millions(), steps=195), resume=tmp_path / "run") as live:
+        await live
+    assert model.trained_on == whole.trained_on[190:]
+    assert len(read) <= 16 + 10, "the window of the shuffle, and at most what is left of the pass"
     assert str(model.state_dict()) == str(whole.state_dict())
 
 
