@@ -17,6 +17,7 @@ import select
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,6 +28,10 @@ __all__ = ["SignalWatch", "Work", "say", "watch"]
 
 _LAST_WORDS_S = 0.25
 """How long the process may still take to say what is lost; the promise is to be gone within half a second."""
+
+_TOGETHER_S = 0.02
+"""What comes this soon after the first is the same one again: a terminal signals a whole group of processes, and whoever
+started this one (`timeout`, `uv run`, a process manager) passes on what it got. Only then the user is told, and may hurry."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +57,11 @@ class SignalWatch:
         self.outcome: int | None = None
         """The exit code of work that is over: a late signal only hurries the process, it changes nothing."""
         self._first: int | None = None
-        self._writer = -1
+        self._reader = self._writer = -1
 
     def install(self) -> None:
         """Take the signals over for the rest of the process's life."""
-        reader, self._writer = os.pipe()
+        self._reader, self._writer = os.pipe()
         os.set_blocking(self._writer, False)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._heard)
@@ -65,7 +70,7 @@ class SignalWatch:
         self.listen()
         os.register_at_fork(after_in_child=self._forget)
         atexit.register(_ignore_all)  # the first that is registered is the last that is called
-        threading.Thread(target=self._watch, args=(reader,), name="asyncloop signals", daemon=True).start()
+        threading.Thread(target=self._watch, name="asyncloop signals", daemon=True).start()
 
     def listen(self) -> None:
         """Take the bytes back from an event loop that has just started. uvloop gives back what it found."""
@@ -86,9 +91,9 @@ class SignalWatch:
 
     # --- on the watching thread ---------------------------------------------------------------------------------
 
-    def _watch(self, reader: int) -> None:
+    def _watch(self) -> None:
         while True:
-            number = os.read(reader, 1)[0]
+            number = os.read(self._reader, 1)[0]
             if number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 self._take(signal.SIGTERM if number == signal.SIGHUP else number)
 
@@ -98,11 +103,20 @@ class SignalWatch:
             self._end(number, work)
         self._first = number
         work.stop(name)
-        say(f"{name}: {work.notice}")
+        time.sleep(_TOGETHER_S)
+        self._drain()
+        if self.work is work:
+            say(f"{name}: {work.notice}")
         if work.grace_s is not None:
             timer = threading.Timer(work.grace_s, lambda: self._end(number, None) if self.work is work else None)
             timer.daemon = True
             timer.start()
+
+    def _drain(self) -> None:
+        waiting = select.poll()
+        waiting.register(self._reader, select.POLLIN)
+        if waiting.poll(0):
+            os.read(self._reader, 4096)
 
     def _end(self, number: int, work: Work | None) -> NoReturn:
         if self._first is None:

@@ -65,6 +65,18 @@ def test_the_second_signal_ends_the_process_whatever_is_blocked(start, record, b
     assert (record()["state"], record()["exit_code"]) == ("interrupted", 143)
 
 
+def test_signals_that_come_together_are_one(start, only_run, record):
+    """As from `timeout`, which signals its child and then its group."""
+    process = start(f"{LONG} --set model.step_s=0.05")
+    process.until("ready")
+    process.signal(SIGINT)
+    process.signal(SIGTERM)  # a second SIGINT might never arrive: for the kernel it is the one that is waiting
+    assert process.wait() in (130, 143)
+    assert record()["state"] == "interrupted"
+    assert "unsaved" not in process.err
+    assert (only_run() / "checkpoints" / "latest").is_file()
+
+
 def test_a_storm_of_signals_does_no_more_than_two(start):
     process = start(f"{LONG} --set model.step_s=1000")
     process.until("ready")
