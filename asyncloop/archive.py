@@ -116,12 +116,15 @@ class SavedRun:
     @property
     def checkpoints(self) -> list[SavedCheckpoint]:
         """Complete checkpoints, oldest first."""
-        folder = self.path / "checkpoints"
-        pointers = _pointers(folder)
+        checkpoints = Checkpoints(self.path / "checkpoints")
+        pointers = checkpoints.pointers()
         return [
-            SavedCheckpoint(folder / name, int(name.removeprefix("step-")), pointers.get(name, ()))
-            for name in Checkpoints(folder).names()
-            if name.removeprefix("step-").isdecimal()
+            SavedCheckpoint(
+                checkpoints.directory / name,
+                int(name.removeprefix("step-")),
+                tuple(pointer for pointer, target in pointers.items() if target == name),
+            )
+            for name in checkpoints.names()
         ]
 
 
@@ -291,16 +294,3 @@ def _last_metrics(path: Path) -> dict[str, dict[str, Any]]:
         if isinstance(stream, str):
             metrics[stream] = {name: value for name, value in entry.items() if name not in ("step", "epoch", "time")}
     return metrics
-
-
-def _pointers(folder: Path) -> dict[str, tuple[str, ...]]:
-    """Checkpoint directory → the small text files that name it."""
-    names: dict[str, tuple[str, ...]] = {}
-    for entry in sorted(folder.glob("[!.]*")):
-        try:
-            target = entry.read_text(encoding="utf-8").strip() if entry.suffix == "" and entry.is_file() else None
-        except (OSError, ValueError):
-            continue
-        if target is not None:
-            names[target] = (*names.get(target, ()), entry.name)
-    return names

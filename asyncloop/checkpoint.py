@@ -14,6 +14,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 import threading
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -55,6 +56,7 @@ __all__ = [
     "sealed",
     "storage_error",
     "storage_errors",
+    "sync_directory",
     "write_atomically",
     "write_synced",
 ]
@@ -62,6 +64,8 @@ __all__ = [
 logger = logging.getLogger("asyncloop")
 
 FORMAT = 1
+
+_NAME = re.compile(r"step-\d{8,}", re.ASCII)
 
 Parts = Mapping[str, Any]
 """Name of a part of a checkpoint → its state."""
@@ -152,7 +156,10 @@ class Checkpoints:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self._claims: dict[str, list[str]] = self._read_claims()
+        with storage_errors("look into", directory.parent):
+            self._run_was_there = is_dir(directory.parent)
+        self._claims: dict[str, list[str]] | None = None
+        """Owner → the checkpoints that it still wants; read when the first of them is needed."""
 
     def write(
         self,
@@ -170,7 +177,8 @@ class Checkpoints:
         name = f"step-{step:08d}"
         target = self.directory / name
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
+            self._make_directory()
+            self._claims = self._read_claims()  # of those before this one
             claims = list(claims)
             self._write_new(target, step, parts, engine, claims, world)
             self._settle(name, claims)
@@ -189,8 +197,9 @@ class Checkpoints:
         own = self.directory / f".tmp-step-{step:08d}-{world.rank}"
         said: dict[str, Any] = {"failed": "it was interrupted"}
         try:
+            self._make_directory()
             clear_away(own)
-            own.mkdir(parents=True, exist_ok=True)
+            own.mkdir()
             _, shards = split(encoded(model)[1])
             name = shard_file("model", world.rank, world.size)
             said = {"file": name, "entry": write_synced(own / name, *shards_as_safetensors(shards)), "at": str(own)}
@@ -237,7 +246,7 @@ class Checkpoints:
         except OSError as error:
             if isinstance(error, StorageError):
                 raise
-            raise storage_error("read the checkpoint", path, error, CheckpointError) from error
+            raise storage_error("read the checkpoint", Path(error.filename or path), error, CheckpointError) from error
         return Saved(path, manifest["step"], model, hooks, epoch, manifest["engine"])
 
     def read_newest(self, *, strict: bool = False) -> Saved | None:
@@ -247,14 +256,21 @@ class Checkpoints:
         has cost: it is taken only if there is no other. Raises CheckpointError if all are damaged, or with `strict` for
         the first.
         """
-        names = self.names()
-        newest = self._pointed("latest")
-        if newest is not None and newest not in names and strict:
-            raise CheckpointError(f"`latest` names {newest}, which is not there or not complete")
-        first = names.index(newest) + 1 if newest in names else len(names)
         damaged: CheckpointError | None = None
         lacking: Saved | None = None
-        for name in reversed(names[:first]):
+        names, newest = self.names(), None
+        try:
+            newest = self._pointed("latest")
+            if newest is None and names:
+                raise CheckpointError(f"{self.directory} has no `latest`, which names the newest checkpoint")
+            if newest is not None and newest not in names:
+                raise CheckpointError(f"`latest` names {newest}, which is not there or not complete")
+        except CheckpointError as error:
+            if strict:
+                raise
+            damaged = error
+            logger.warning("%s; going back to the %s", error, "newest" if newest is None else "one before")
+        for name in reversed([each for each in names if newest is None or _number(each) <= _number(newest)]):
             try:
                 saved = self.read(name)
                 if "lacks" not in saved.engine:
@@ -274,10 +290,43 @@ class Checkpoints:
             raise damaged
         return lacking
 
+    def go_back(self, name: str) -> None:
+        """Make this the newest checkpoint, before what was written after it is cut from the run's other files.
+
+        Of those behind it nobody wants any; they go with the next that is written. Raises StorageError.
+        """
+        with storage_errors("go back to", self.directory / name):
+            newer = {each for each in self.names() if _number(each) > _number(name)}
+            if newer or content_of(self.directory / "latest") != _pointer_to(name):
+                write_atomically(self.directory / "latest", _pointer_to(name))
+            for pointer in [own for own, at in self.pointers().items() if at in newer]:
+                (self.directory / pointer).unlink()
+            before = self._read_claims()
+            claims = {who: [each for each in own if each not in newer] for who, own in before.items()}
+            if claims != before:
+                self._write_claims(claims)
+
+    def pointers(self) -> dict[str, str]:
+        """What each pointer names, whether that is there or not. Damaged ones are left out. Raises StorageError."""
+        found: dict[str, str] = {}
+        with storage_errors("look into", self.directory):
+            for entry in entries_of(self.directory):
+                name = _name_in(content_of(entry)) if "." not in entry.name and is_file(entry) else None
+                if name is not None:
+                    found[entry.name] = name
+        return found
+
     def _pointed(self, pointer: str) -> str | None:
+        """What a pointer names; None if there is no such pointer. CheckpointError if it names no checkpoint."""
         path = self.directory / pointer
         with storage_errors("read", path):
-            return path.read_text().strip() if is_file(path) else None
+            content = content_of(path) if is_file(path) else None
+        if content is None:
+            return None
+        name = _name_in(content)
+        if name is None:
+            raise CheckpointError(f"{path} is damaged: it holds {content!r:.60}, not the name of a checkpoint")
+        return name
 
     def find(self, name: str = "latest") -> Path:
         """The directory of a checkpoint; CheckpointError that lists what there is."""
@@ -287,19 +336,28 @@ class Checkpoints:
     def _found(self, name: str) -> Path:
         name = self.named(name)
         path = self.directory / name
-        if not is_dir(path):
-            there = ", ".join(self.names()) or "none"
+        if not (_NAME.fullmatch(name) and is_dir(path)):
+            names = self.names()
+            there = ("… " if len(names) > 10 else "") + (", ".join(names[-10:]) or "none")
             raise CheckpointError(f"there is no checkpoint {name!r} in {self.directory} (there are: {there})")
         return path
 
     def named(self, name: str = "latest") -> str:
-        """The name of the directory that a pointer or a step means, whether it is there or not."""
+        """The name of the directory that a pointer, a step or the directory's path means, whether it is there or not.
+
+        CheckpointError if it means one that is not this run's.
+        """
         name = str(name)
-        pointer = self.directory / name
-        if is_file(pointer):
-            return pointer.read_text().strip()
         number = name.removeprefix("step-")
-        return f"step-{int(number):08d}" if number.isdigit() else name
+        if number.isascii() and number.isdecimal():
+            return f"step-{int(number):08d}"
+        if Path(name).name != name:
+            if Path(name).parent.absolute() == self.directory.absolute() and _NAME.fullmatch(Path(name).name):
+                return Path(name).name
+            raise CheckpointError(
+                f"{name!r} is not a checkpoint in {self.directory}; give a step, `latest`, `best` or another name there is"
+            )
+        return name if "." in name else self._pointed(name) or name
 
     def fingerprint(self, name: str) -> str | None:
         """Of the model's state in the directory `name`, by what its files say; None if they are not there any more."""
@@ -313,8 +371,8 @@ class Checkpoints:
     def names(self) -> list[str]:
         """The complete checkpoints, oldest first."""
         with storage_errors("look into", self.directory):
-            there = entries_of(self.directory, "step-")
-            return [entry.name for entry in there if is_file(entry / "manifest.json")]
+            there = [entry for entry in entries_of(self.directory, "step-") if _NAME.fullmatch(entry.name)]
+            return sorted((entry.name for entry in there if is_file(entry / "manifest.json")), key=_number)
 
     def clean(self) -> None:
         """Remove what a killed writer left behind, and end what it had begun."""
@@ -326,7 +384,9 @@ class Checkpoints:
             for leftover in entries_of(self.directory, ".tmp-"):
                 clear_away(leftover)
             names = self.names()
-            if len(names) == 1 and self._pointed("latest") is None:  # the first of all, and no pointer names it yet
+            if len(names) == 1 and not is_there(
+                self.directory / "latest"
+            ):  # the first of all, and no pointer names it yet
                 with suppress(ValueError, KeyError, TypeError):  # a damaged one is told of when it is read
                     manifest = json.loads((self.directory / names[0] / "manifest.json").read_bytes())
                     self._settle(names[0], [Claim(*claim) for claim in manifest["claims"]])
@@ -350,7 +410,7 @@ class Checkpoints:
             "format": FORMAT, "step": step, "engine": engine, "claims": wanted, "files": written
         }  # fmt: skip
         write_synced(aside / "manifest.json", sealed(manifest))
-        _sync_directory(aside)
+        sync_directory(aside)
         self._put_in_place(aside, target)
 
     def _write_with_others(self, aside: Path, parts: Parts, world: World) -> dict[str, Any]:
@@ -401,21 +461,25 @@ class Checkpoints:
             clear_away(before)
         else:
             os.rename(aside, target)
-        _sync_directory(self.directory)
+        sync_directory(self.directory)
 
     def _settle(self, name: str, claims: Sequence[Claim]) -> None:
         """Move pointers to a checkpoint that is durable now, then forget what nobody wants."""
+        owned = self._read_claims()
         for claim in claims:
-            own = self._claims.setdefault(claim.owner, [])
-            if name not in own:
-                own.append(name)
+            own = owned.setdefault(claim.owner, [])
+            if name in own:
+                own.remove(name)
+            own.append(name)
             if claim.keep is not None:
                 del own[: max(len(own) - claim.keep, 0)]
-        write_atomically(self.directory / "claims.json", _json(self._claims))  # before what a resume goes by
+        self._write_claims(owned)  # before what a resume goes by
         for pointer in [claim.pointer for claim in claims if claim.pointer is not None] + ["latest"]:
-            write_atomically(self.directory / pointer, f"{name}\n".encode())
+            write_atomically(self.directory / pointer, _pointer_to(name))
         try:
-            self._forget({name, *(kept for own in self._claims.values() for kept in own)})
+            # What a pointer names stays, too: a writer that was killed may have moved the claim and not the pointer.
+            kept = (each for own in owned.values() for each in own)
+            self._forget({name, *kept, *self.pointers().values()})
         except OSError as error:  # the new one is complete all the same
             logger.warning("%s", storage_error("remove old checkpoints in", self.directory, error))
 
@@ -426,16 +490,30 @@ class Checkpoints:
                 os.rename(self.directory / old, gone)
                 clear_away(gone)
 
+    def _make_directory(self) -> None:
+        """Make it; in a run directory that was there and has gone, refuse: half of a run elsewhere helps nobody."""
+        if not (self._run_was_there and is_dir(self.directory)):
+            self.directory.mkdir(parents=not self._run_was_there, exist_ok=True)
+            sync_directory(self.directory.parent)
+            self._run_was_there = True
+
+    def _write_claims(self, claims: dict[str, list[str]]) -> None:
+        self._claims = claims
+        write_atomically(self.directory / "claims.json", sealed({"claims": claims}))
+
     def _read_claims(self) -> dict[str, list[str]]:
         """Where nobody knows who wants what, all that is there is wanted."""
+        if self._claims is not None:
+            return self._claims
         path = self.directory / "claims.json"
         with storage_errors("read", path):
             content = content_of(path)
-            try:
-                if content is not None:
-                    return json.loads(content)
-            except ValueError:
-                logger.warning("%s is damaged; every checkpoint that is there is kept", path)
+        if content is not None:
+            with suppress(ValueError, AttributeError, KeyError):
+                record = json.loads(content)
+                if content == sealed(record):
+                    return record["claims"]
+            logger.warning("%s is damaged; every checkpoint that is there is kept", path)
         found = self.names()
         return {"found": found} if found else {}
 
@@ -459,7 +537,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         with suppress(OSError):  # what was refused first is what the user has to know
             aside.unlink(missing_ok=True)
         raise
-    _sync_directory(path.parent)
+    sync_directory(path.parent)
 
 
 def write_synced(path: Path, *buffers: Buffer) -> dict[str, Any]:
@@ -498,12 +576,28 @@ def read_verified(path: Path, entry: Mapping[str, Any]) -> bytes:
     return content
 
 
-def _sync_directory(path: Path) -> None:
+def sync_directory(path: Path) -> None:
+    """Wait until what was made, renamed or removed in a directory is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _number(name: str) -> int:
+    """The step of a checkpoint's name: names grow longer behind step 99,999,999."""
+    return int(name.removeprefix("step-"))
+
+
+def _pointer_to(name: str) -> bytes:
+    return f"{name}\n".encode()
+
+
+def _name_in(pointer: bytes | None) -> str | None:
+    """The checkpoint that the content of a pointer names; None if it names none."""
+    name = (pointer or b"").decode(errors="replace").strip()
+    return name if _NAME.fullmatch(name) else None
 
 
 def _listed(lacks: object) -> str:

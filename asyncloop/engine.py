@@ -54,7 +54,9 @@ from asyncloop.rundir import jsonable
 from asyncloop.saving import Capture, Saver
 from asyncloop.session import OpenStream, Session
 from asyncloop.standing import Standing
+from asyncloop.storage import storage_errors
 from asyncloop.stream import Interrupted, Node, check_streams
+from asyncloop.threads import off_loop
 from asyncloop.world import World
 
 __all__ = ["Engine", "Result"]
@@ -168,6 +170,8 @@ class Engine:
         self._last_delivered = -1
         self._ended_by: str | None = None
         self._restored: Saved | None = None
+        self._has_states = False
+        """Whether model and hooks have the restored checkpoint's states already."""
         self._last: AfterBatch | None = None
         """The step of the restored checkpoint, should it turn out to be the run's last."""
         self._unfinished: EpochRecord | None = None
@@ -514,6 +518,8 @@ class Engine:
     async def _opened(self, announce: bool) -> AsyncGenerator[None]:
         failure: BaseException | None = None
         self._check_writers()
+        if self.output_dir is not None and not self.read_only:
+            await off_loop("output directory", _made, self.output_dir)
         self._failure = self._epoch = self._peers = None
         world: World | None = getattr(self.model, "world", None)
         if world is not None and world.size > 1:
@@ -754,10 +760,19 @@ class Engine:
         if self._session is not None:
             raise UsageError("this engine is running already; restore it before")
         self._standing.load_state_dict(saved.step, saved.engine, saved.epoch.get("metrics", {}))
-        self._restored = saved
+        self._restored, self._has_states = saved, False
+
+    async def load_states(self, thread: ModelThread) -> None:
+        """Give model and hooks the restored checkpoint's states now: if they do not fit, nothing is changed yet."""
+        saved = self._restored
+        if saved is not None and not self._has_states:
+            await thread.call(load_weights, self.model, saved)
+            self.bus.load_states(saved.hooks)
+            self._has_states = True
 
     async def _take_back(self, session: Session) -> None:
         """Seed the global generators, or give everything its state of the checkpoint."""
+        await self.load_states(session.thread)
         saved, self._restored = self._restored, None
         if self.own_rng and not self.seeded:
             rng.seed_globals(self.seed)
@@ -766,10 +781,8 @@ class Engine:
             rng.seed_globals(self.seed, self._peers.world.rank)
         if saved is None:
             return
-        await session.thread.call(load_weights, self.model, saved)
         if self._standing.changed:
             await session.set_parameters(self._standing.changed)
-        self.bus.load_states(saved.hooks)
         if self.own_rng and "rng" in saved.engine:
             self._restore_generators(saved.engine)
         if saved.epoch.get("last"):
@@ -787,10 +800,21 @@ class Engine:
         else:
             rng.seed_globals(self.seed, rank, self.progress.step)
 
+    @property
+    def steering(self) -> dict[str, Any]:
+        """The arguments that decide what a step is: with others, a resumed run would not go on as it began."""
+        return {
+            "seed": self.seed,
+            "train_stream": self.train_stream,
+            "epoch_size": self.epoch_size,
+            "batch_size": self.rules.batch_size,
+            "own_rng": self.own_rng,
+        }
+
     def _about(self) -> dict[str, Any]:
         """What a checkpoint says about the run, besides where it stands."""
         return {
-            "seed": self.seed,
+            **self.steering,
             "restore_fallback": getattr(self.model, "restore_fallback", None),
             "input_names": list(getattr(self.model, "input_names", ())),
             "output_names": list(getattr(self.model, "output_names", ())),
@@ -842,6 +866,11 @@ class Engine:
         progress = self.progress
         metrics = {name: dict(values) for name, values in self.metrics.items()}
         return Result(self._why(stop), progress.epochs_done, progress.step, metrics, self.output_dir, stop is not None)
+
+
+def _made(path: Path) -> None:
+    with storage_errors("make the output directory", path):
+        path.mkdir(parents=True, exist_ok=True)
 
 
 def _left_to_hooks(bus: EventBus) -> frozenset[str] | None:

@@ -113,13 +113,14 @@ async def init_weights(model: Any, thread: ModelThread, run: str | Path) -> dict
     """Put the weights of a run (`RUN` or `RUN:CHECKPOINT`) into a model, on its thread; where they came from."""
 
     def read() -> Saved:
-        name, _, checkpoint = (str(run), "", "") if is_run(Path(run)) else str(run).partition(":")
-        return Checkpoints(find_run(name) / "checkpoints").read(checkpoint or "latest")
+        whole = is_run(Path(run)) or ":" not in str(run)
+        name, _, checkpoint = (str(run), "", "latest") if whole else str(run).rpartition(":")
+        return Checkpoints(find_run(name) / "checkpoints").read(checkpoint)
 
     saved: Saved = await off_loop("reading weights", read)
     only_weights = getattr(model, "load_weights", None)
     await (thread.call(load_weights, model, saved) if only_weights is None else thread.call(only_weights, saved.model))
-    return {"checkpoint": saved.path, "step": saved.step}
+    return {"checkpoint": saved.path.absolute(), "step": saved.step}
 
 
 # --- evaluation ---------------------------------------------------------------------------------------------------

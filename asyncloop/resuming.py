@@ -8,16 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from asyncloop.archive import find_run, flattened
+from asyncloop.archive import find_run, flattened, read_run
 from asyncloop.checkpoint import Checkpoints, Saved
 from asyncloop.config import Component, Config, dumps
-from asyncloop.errors import ConfigError
+from asyncloop.engine import Engine
+from asyncloop.errors import ConfigError, NothingToResumeError
 from asyncloop.processes import shared_directory
 from asyncloop.rundir import RunDir
 from asyncloop.saved_config import SavedConfig, check_stored
 from asyncloop.world import World
 
-__all__ = ["Resumption", "changes_between", "prepare", "reopened", "take_over"]
+__all__ = ["Resumption", "changes_between", "engine_changes", "prepare", "reopened", "take_over", "training_run"]
 
 logger = logging.getLogger("asyncloop")
 
@@ -37,11 +38,6 @@ class Resumption:
     saved: Saved | None
     changes: Mapping[str, Sequence[Any]]
     """Dotted key → value before and now, of all that is different."""
-
-    @property
-    def has_other_model(self) -> bool:
-        """Whether [model] is not what the checkpoint was made with, so that its state may not fit."""
-        return any(key.startswith("model.") for key in self.changes)
 
     @property
     def began_with(self) -> str | None:
@@ -66,7 +62,19 @@ def take_over(
         rundir.take_over(0, None, files or {}, checkpoint=None, changes=changes or {})
     else:
         lines = saved.hooks.get("Recorder", {}).get("lines", {})
+        if not rundir.is_anothers:  # before any file is cut: killed in between, a resume goes on from here all the same
+            Checkpoints(rundir.path / "checkpoints").go_back(saved.path.name)
         rundir.take_over(saved.step, lines, files or {}, checkpoint=saved.path.name, changes=changes or {})
+
+
+def training_run(run: str | Path) -> Path:
+    """The directory of a run that trains. NothingToResumeError if there is none, or if it is an evaluation's. Blocks."""
+    path = find_run(run)
+    about = read_run(path).table("evaluation")
+    if about:
+        again = " ".join(["asyncloop eval", *about.get("streams", ()), str(about.get("run", "RUN"))])
+        raise NothingToResumeError(f"{path} is an evaluation, which trains nothing; to evaluate again: {again}")
+    return path
 
 
 def reopened(
@@ -78,7 +86,7 @@ def reopened(
     """
 
     def reopen() -> RunDir:
-        rundir = RunDir.reopen(find_run(run))
+        rundir = RunDir.reopen(training_run(run))
         try:
             Checkpoints(rundir.path / "checkpoints").clean()
         except BaseException:
@@ -91,6 +99,8 @@ def reopened(
     try:
         checkpoints = Checkpoints(path / "checkpoints")
         saved = checkpoints.read_newest(strict=strict) if checkpoint is None else checkpoints.read(checkpoint)
+        if saved is None and rundir.entry("state") == "completed":
+            raise NothingToResumeError(f"{path} is finished and has no checkpoint to go on from; start a new run")
     except BaseException:
         rundir.close()
         raise
@@ -115,7 +125,7 @@ def prepare(
     Blocks, and imports the user's modules. Raises NothingToResumeError, StorageError if another process writes the run,
     CheckpointError, and ConfigError naming each change that would lead elsewhere (`force` lets it).
     """
-    path = find_run(run)
+    path = training_run(run)
     check_stored(path)
     rundir, saved = reopened(path, checkpoint, strict, world)
     try:
@@ -123,13 +133,8 @@ def prepare(
         before = stored.load()
         config = before if source is None and not set else stored.load(source, set=set)
         steering = changes_between(before.resolved, config.resolved)
-        refused = [] if force else [key for key in steering if _matters(key, before, config)]
-        if refused:
-            raise ConfigError(
-                *(f"{key} was {_shown(steering[key][0])} and is now {_shown(steering[key][1])}" for key in refused),
-                "a resumed run would not go on as it began; take these back, start a new run from its weights "
-                "(--init-from), or let it (--force)",
-            )
+        if not force:
+            _refuse({key: values for key, values in steering.items() if _matters(key, before, config)})
     except BaseException:
         rundir.close()
         raise
@@ -137,11 +142,31 @@ def prepare(
     return Resumption(config, rundir, saved, changes_between(values_before, config.resolved))
 
 
+def engine_changes(saved: Saved, engine: Engine, *, force: bool = False) -> dict[str, list[Any]]:
+    """Argument → value before and now, where an engine differs from the one of a checkpoint; ConfigError without `force`."""
+    there = {name: [saved.engine[name], now] for name, now in engine.steering.items() if name in saved.engine}
+    changes = {name: values for name, values in there.items() if values[0] != values[1]}
+    if not force:
+        _refuse(changes)
+    return changes
+
+
+def _refuse(changes: Mapping[str, Sequence[Any]]) -> None:
+    if changes:
+        raise ConfigError(
+            *(f"{key} was {_shown(before)} and is now {_shown(now)}" for key, (before, now) in changes.items()),
+            "a resumed run would not go on as it began; take these back, start a new run from its weights "
+            "(--init-from), or let it (--force)",
+        )
+
+
 def changes_between(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[Any]]:
     """Dotted key → values before and now, where two resolved configs differ."""
     old, new = flattened(before), flattened(now)
     return {
-        key: [old.get(key), new.get(key)] for key in [*old, *(new.keys() - old.keys())] if old.get(key) != new.get(key)
+        key: [old.get(key), new.get(key)]
+        for key in [*old, *(key for key in new if key not in old)]
+        if old.get(key) != new.get(key)
     }
 
 

@@ -26,9 +26,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from asyncloop._version import __version__
-from asyncloop.checkpoint import write_atomically
+from asyncloop.checkpoint import sync_directory, write_atomically, write_synced
 from asyncloop.errors import ConfigError, StorageError
 from asyncloop.redact import RedactingFormatter, redacted
+from asyncloop.run_json import sound_record
 from asyncloop.snapshot import copy_code, git_state
 from asyncloop.storage import content_of, entries_of, is_dir, is_there, storage_errors
 
@@ -100,7 +101,7 @@ class RunDir:
             self._owned = True
             for name, text in files.items():
                 (self.path / name).parent.mkdir(exist_ok=True)
-                (self.path / name).write_text(text, encoding="utf-8")
+                write_synced(self.path / name, text.encode())
             self._record = {
                 "id": self.id,
                 "name": self.name,
@@ -115,6 +116,8 @@ class RunDir:
                 **entries,
             }
             self.update()
+            for made in self._made:
+                sync_directory(made.parent)
 
     def _take_lock(self) -> None:
         """A lock that goes with the process, however it ends. Those who only look hold it for an instant."""
@@ -131,6 +134,7 @@ class RunDir:
                 time.sleep(pause_s)
             else:
                 self._lock = handle
+                _locks.add(handle)
                 return
 
     @classmethod
@@ -140,11 +144,12 @@ class RunDir:
         try:
             with storage_errors("open the run directory", path):
                 rundir._take_lock()
-                record = rundir._record = json.loads((path / "run.json").read_text(encoding="utf-8"))
+                record = rundir._record = sound_record((path / "run.json").read_bytes())
+            if not all(record.get(name) for name in ("id", "name", "times")):
+                raise StorageError(
+                    f"{path / 'run.json'} is damaged: it is not what a run writes; restore it from a copy"
+                )
             rundir.id, rundir.name = record["id"], record["name"]
-        except (ValueError, KeyError) as error:
-            rundir.close()
-            raise StorageError(f"{path / 'run.json'} is damaged: {error}; restore it from a copy") from error
         except BaseException:
             rundir.close()
             raise
@@ -257,6 +262,7 @@ class RunDir:
             self._log = None
         if self._lock is not None:
             handle, self._lock = self._lock, None
+            _locks.discard(handle)
             _close(handle)
 
 
@@ -311,6 +317,19 @@ class _LogLevel:
 
 
 _log_level = _LogLevel()
+
+
+_locks: set[int] = set()
+"""The locks that this process holds. A forked child has them, too, and would hold them on when this process is killed."""
+
+
+def _let_go() -> None:
+    for handle in _locks:
+        _close(handle)
+    _locks.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)
 
 
 def _close(handle: int) -> None:

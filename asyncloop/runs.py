@@ -14,15 +14,16 @@ from typing import Any
 import anyio
 
 from asyncloop.cadence import seconds_of
-from asyncloop.checkpoint import load_weights
+from asyncloop.checkpoint import Saved
 from asyncloop.config import Config, load_config
 from asyncloop.engine import Engine, Result
 from asyncloop.errors import ConfigError
 from asyncloop.evaluation import init_weights
 from asyncloop.live import Run, background
+from asyncloop.model_thread import ModelThread
 from asyncloop.preflight import CheckReport, check_names, dry_run
 from asyncloop.processes import as_one, joined, of_first, restarted, shared_directory
-from asyncloop.resuming import Resumption, prepare, reopened, take_over
+from asyncloop.resuming import Resumption, engine_changes, prepare, reopened, take_over
 from asyncloop.rundir import RunDir
 from asyncloop.threads import off_loop
 from asyncloop.wiring import always_for, check_room, make_directory, parts_of, planned, wire
@@ -85,7 +86,13 @@ async def open_run(
                 again = partial(_restarted, world, source, set, output_dir)
                 resume = await off_loop("opening", again)
             if engine is not None:
-                rundir = await _directory_of(stack, engine, output_dir, resume, checkpoint, strict, world)
+                _refuse_lonely(engine, world)
+                if resume is not None:
+                    reopen = partial(reopened, resume, checkpoint, strict, world)
+                    rundir = await _reopened_for(stack, engine, reopen, force)
+                else:
+                    rundir = await _made_for(stack, engine, output_dir, world)
+                await _all_there(world)
             elif resume is not None:
                 own = partial(prepare, resume, source, set=set, checkpoint=checkpoint, force=force, strict=strict)
                 engine, rundir = await _resumed(stack, partial(own, world=world), options, world)
@@ -153,8 +160,7 @@ async def _resumed(
     _refuse_lonely(engine, world)
     if resumption.saved is not None:
         engine.restore(resumption.saved)
-        if resumption.has_other_model:
-            await parts.thread.call(load_weights, parts.model, resumption.saved)  # it may not fit
+        await engine.load_states(parts.thread)
     elif resumption.began_with is not None:
         await init_weights(parts.model, parts.thread, resumption.began_with)
     await check_names(parts, engine)
@@ -164,39 +170,45 @@ async def _resumed(
     return engine, resumption.rundir
 
 
-async def _directory_of(
-    stack: AsyncExitStack,
-    engine: Engine,
-    output_dir: str | Path | None,
-    resume: str | Path | None,
-    checkpoint: str | None,
-    strict: bool,
-    world: World | None,
+async def _made_for(
+    stack: AsyncExitStack, engine: Engine, output_dir: str | Path | None, world: World | None
 ) -> RunDir | None:
-    """The directory for an engine that somebody built: that of the run to resume, or exactly its `output_dir`, if any."""
-    _refuse_lonely(engine, world)
+    """A new directory for an engine that somebody built: exactly its `output_dir`, if it has one."""
     path = output_dir or engine.output_dir
-    if resume is None and path is None:
+    if path is None:
         return None
-    if resume is not None:
-        rundir, saved = await off_loop("opening", reopened, resume, checkpoint, strict, world)
-        stack.callback(rundir.close)
-        if saved is not None:
-            engine.restore(saved)
-        await off_loop("opening", take_over, rundir, saved)
-    else:
-        assert path is not None
-        plan = partial(RunDir.plan, Path(), "run", Path(path))
-        rundir = await off_loop("opening", shared_directory, world, plan)
-        stack.callback(rundir.close)
-        await off_loop("opening", rundir.create, {}, {"seed": engine.seed, "tags": []})
-    await _all_there(world)
+    rundir = await off_loop("opening", shared_directory, world, partial(RunDir.plan, Path(), "run", Path(path)))
+    stack.callback(rundir.close)
+    await off_loop("opening", rundir.create, {}, {"seed": engine.seed, "tags": []})
+    _belong_together(stack, engine, rundir)
+    return rundir
+
+
+async def _reopened_for(
+    stack: AsyncExitStack, engine: Engine, reopen: Callable[[], tuple[RunDir, Saved | None]], force: bool
+) -> RunDir:
+    """The directory of a run that an engine goes on with. Nothing is changed if something is wrong."""
+    rundir, saved = await off_loop("opening", reopen)
+    stack.callback(rundir.close)
+    changes = {} if saved is None else engine_changes(saved, engine, force=force)
+    _belong_together(stack, engine, rundir)
+    if saved is not None:
+        engine.restore(saved)
+        if engine.thread is None:
+            engine.thread = await stack.enter_async_context(ModelThread())
+            stack.callback(setattr, engine, "thread", None)
+        await engine.load_states(engine.thread)
+    await off_loop("opening", take_over, rundir, saved, None, changes)
+    return rundir
+
+
+def _belong_together(stack: AsyncExitStack, engine: Engine, rundir: RunDir) -> None:
+    """Let an engine that somebody built write into a run directory, with the hooks that every run has."""
     engine.output_dir = rundir.path
     engine.run_info = replace(engine.run_info, id=rundir.id, name=rundir.name, dir=rundir.path)
     for hook in always_for(rundir, [hook for hook, _ in engine.bus.hooks]):
         engine.bus.add(hook)
         stack.callback(engine.bus.unsubscribe, hook)
-    return rundir
 
 
 async def check(source: Source, *, set: Overrides = ()) -> CheckReport:

@@ -17,16 +17,18 @@ from typing import Any
 import anyio
 
 from asyncloop.archive import SavedRun, find_run, read_run, runs_below
+from asyncloop.checkpoint import Checkpoints
 from asyncloop.cli.logs import configure_logging
 from asyncloop.cli.signals import Work, say, watch
 from asyncloop.cli.terminal import complain, print_json
 from asyncloop.cli.trouble import code_of, tell, users_traceback
 from asyncloop.cli.wording import metric_rows
-from asyncloop.errors import alone
+from asyncloop.errors import StorageError, alone
 from asyncloop.evaluation import open_evaluation
 from asyncloop.live import INTERRUPTED, Run, exit_code_of
 from asyncloop.processes import is_first
 from asyncloop.redact import redacted
+from asyncloop.resuming import training_run
 from asyncloop.rundir import now
 from asyncloop.runs import open_run, uvloop_is_there
 from asyncloop.threads import LoopHandle
@@ -64,7 +66,7 @@ def resume_run(
     run: str, overrides: Sequence[str], *, as_json: bool, checkpoint: str | None = None, **options: Any
 ) -> int:
     """Go on with a run; the exit code, 0 if there is nothing left to do. `options` are `open_run`'s."""
-    saved = read_run(find_run(run))
+    saved = read_run(training_run(run))
     if saved.state == "completed" and checkpoint is None and not overrides:
         return _nothing_to_do(saved, as_json=as_json)
     opening = partial(open_run, resume=saved.path, set=overrides, own_rng=True, checkpoint=checkpoint, **options)
@@ -86,32 +88,45 @@ def _nothing_to_do(saved: SavedRun, *, as_json: bool) -> int:
 
 
 def watch_run(streams: Sequence[str], run: str, overrides: Sequence[str], *, as_json: bool, **options: Any) -> int:
-    """Evaluate each checkpoint of a run once, as it comes, until the run is over; the worst of the exit codes.
+    """Evaluate each checkpoint of a run once, as it comes, until the run is over; the first exit code that is not 0.
 
     What has been evaluated on these streams is read from the run's `eval/`, so that going on watching repeats nothing.
+    A signal ends the watching with the evaluation under way. A checkpoint that the run has removed again is left out.
     """
     path, code = find_run(run), 0
     configure_logging()
     logger.info("watching %s for checkpoints", path)
-    done = _evaluated(path, streams)
+    checkpoints, done = Checkpoints(path / "checkpoints"), _evaluated(path, streams)
     while True:
         saved = read_run(path)  # before its checkpoints are looked at: what was saved until then is seen
-        new = [each.path.name for each in saved.checkpoints if each.path.name not in done]
-        for checkpoint in new:
-            done.add(checkpoint)
-            opening = partial(
-                open_evaluation, path, streams, set=overrides, own_rng=True, checkpoint=checkpoint, **options
-            )
-            code = max(code, _conduct(opening, as_json=as_json))
+        there = [(name, checkpoints.fingerprint(name)) for name in checkpoints.names()]
+        new = [each for each in there if each not in done]
+        for name, weights in new:
+            done.add((name, weights))
+            if name not in checkpoints.names():
+                logger.info("%s has gone before it could be evaluated", name)
+                continue
+            opening = partial(open_evaluation, path, streams, set=overrides, own_rng=True, checkpoint=name, **options)
+            found = _conduct(opening, as_json=as_json)
+            watch.outcome = None  # that was its outcome, not the watching's
+            if found in INTERRUPTED.values():
+                return found
+            code = code or found
         if saved.is_over and not new:
             return code
         if not new:
             time.sleep(_LOOK_EVERY_S)
 
 
-def _evaluated(path: Path, streams: Sequence[str]) -> set[str]:
+def _evaluated(path: Path, streams: Sequence[str]) -> set[tuple[str, str | None]]:
+    """The checkpoints that were evaluated on these streams, and what weights they had."""
     tables = [run.table("evaluation") for run in runs_below(path / "eval") if run.state == "completed"]
-    return {table["checkpoint"] for table in tables if table.get("streams") == list(streams)}
+    wanted = sorted(streams)
+    return {
+        (str(table.get("checkpoint")), table.get("weights"))
+        for table in tables
+        if sorted(table.get("streams", ())) == wanted
+    }
 
 
 def evaluate_run(streams: Sequence[str], run: str, overrides: Sequence[str], *, as_json: bool, **options: Any) -> int:
@@ -194,8 +209,8 @@ def _newest_checkpoint(run_dir: Path | None) -> str:
     if run_dir is None:
         return "the start"
     try:
-        return (run_dir / "checkpoints" / "latest").read_text(encoding="utf-8").strip()
-    except OSError:
+        return Checkpoints(run_dir / "checkpoints").named("latest").replace("latest", "the start")
+    except StorageError:
         return "the start"
 
 
@@ -203,14 +218,13 @@ def _record_interruption(run_dir: Path | None, signal_name: str) -> None:
     """In run.json, beside the run's own writer, who may be in the middle of writing an older state: until it holds."""
     if run_dir is None:
         return
-    path, written_by_run = run_dir / "run.json", run_dir / ".tmp-run.json"
+    path, aside = run_dir / "run.json", run_dir / ".tmp-run.json-at-exit"
     ended: dict[str, Any] = {"state": "interrupted", "reason": signal_name, "exit_code": INTERRUPTED[signal_name]}
     while True:  # the caller waits only so long
         record = json.loads(path.read_text(encoding="utf-8"))
-        if record["state"] == "interrupted" and not written_by_run.exists():
+        if record["state"] == "interrupted" and not any(run_dir.glob(".tmp-run.json-*")):
             return
         record |= ended | {"times": {**record["times"], "ended": now()}}
-        aside = run_dir / ".tmp-run.json-at-exit"
         aside.write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         os.replace(aside, path)
         time.sleep(0.01)

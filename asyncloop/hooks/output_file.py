@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path, PurePath
 
 from asyncloop.checkpoint import write_atomically
 from asyncloop.errors import HookError, StorageError
 from asyncloop.events import Event
-from asyncloop.storage import content_of, is_there, storage_error
+from asyncloop.storage import content_of, is_dir, is_there, storage_error
 
 __all__ = ["OutputFile", "file_name"]
 
@@ -48,10 +49,10 @@ class OutputFile:
             raise _refused("read", path, error) from error
 
     def append(self, event: Event, text: str) -> int:
-        """Write at the end, in one go; the file's size afterwards. Makes the directory if it has to."""
+        """Write at the end, in one go; the file's size afterwards. Makes the directory if it has to, but not the run's."""
         path = self.path(event)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            self._make_parent(event, path)
             with open(path, "ab") as file:
                 file.write(text.encode())
                 return file.tell()
@@ -62,10 +63,15 @@ class OutputFile:
         """Put the whole file aside and rename it, so that readers see the old one or the new one."""
         path = self.path(event)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            self._make_parent(event, path)
             write_atomically(path, text.encode())
         except OSError as error:
             raise _refused("write", path, error) from error
+
+    def _make_parent(self, event: Event, path: Path) -> None:
+        if self._directory is None and event.run.dir is not None and not is_dir(event.run.dir):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(event.run.dir))
+        path.parent.mkdir(parents=True, exist_ok=True)
 
     def cut(self, event: Event, size: int) -> None:
         """Forget what stands behind the first `size` bytes."""

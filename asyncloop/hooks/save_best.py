@@ -61,6 +61,8 @@ class SaveBest(Hook):
         """What the dataset must have; found missing before a run begins."""
         self.needs_variables = (variable,)
         self._variable, self._stream, self._aggregation = variable, stream, aggregation
+        self._what = f"{aggregation} {variable} of {stream}"
+        self._goal = f"the {'least' if mode == 'min' else 'largest'} {self._what}"
         self._better = float.__lt__ if mode == "min" else float.__gt__
         self._claim = Claim(f"SaveBest {name}", keep, pointer=name)
         self._best: float | None = None
@@ -84,25 +86,27 @@ class SaveBest(Hook):
             self._judge(event)
 
     async def after_training(self, event: AfterTraining) -> None:
-        if self._judged is None and event.success:
+        if self._judged is None and self._best is None and event.success:
             logger.warning(
                 "SaveBest never saw the stream %r and saved nothing; is it among the engine's extra_streams?",
                 self._stream,
             )
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self._best}
+        return {"best": self._best, "goal": self._goal}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._best = state["best"]
+        if state["goal"] == self._goal:
+            self._best = state["best"]
+        else:
+            logger.warning("SaveBest wanted %s and now wants %s: the next one is the best", state["goal"], self._goal)
 
     def _judge(self, event: AfterEvaluation | AfterEpoch) -> None:
         self._judged = (event.epoch, event.step)
         value = self._value(event.data[self._stream])
         if math.isnan(value) or not (self._best is None or self._better(value, self._best)):
             return
-        what = f"{self._aggregation} {self._variable} of {self._stream}"
-        logger.info("%s is the best so far at step %d: %.4g", what, event.step, value)
+        logger.info("%s is the best so far at step %d: %.4g", self._what, event.step, value)
         self._best = value
         event.control.checkpoint(self._claim)
 

@@ -6,6 +6,7 @@ import errno
 import gc
 import json
 import os
+import shutil
 import time
 import weakref
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 from engine_parts import Arrays, Counting, Keeping
 
 from asyncloop import AfterBatch, CheckpointError, Engine, Hook, NonFiniteError, StorageError
-from asyncloop.checkpoint import Checkpoints, copy_state
+from asyncloop.checkpoint import Checkpoints, copy_state, write_atomically
 from asyncloop.control import Claim
 
 STATE: dict[str, Any] = {
@@ -109,6 +110,121 @@ def test_no_checkpoint_is_named_with_what_there_is(tmp_path: Path) -> None:
     checkpoints.write(3, EMPTY, {}, [])
     with pytest.raises(CheckpointError, match=r"no checkpoint 'step-00000004' .*there are: step-00000003"):
         checkpoints.read("4")
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("", "no checkpoint ''"),
+        ("claims.json", "no checkpoint 'claims.json'"),
+        ("..", r"no checkpoint '\.\.'"),
+        ("²", "no checkpoint '²'"),
+        ("/elsewhere/checkpoints/step-00000003", "is not a checkpoint in"),
+        ("../other/step-00000003", "is not a checkpoint in"),
+    ],
+)
+def test_only_a_checkpoint_of_its_own_is_read(tmp_path: Path, name: str, told: str) -> None:
+    for folder in ("own", "other"):
+        Checkpoints(tmp_path / folder).write(3, EMPTY, {}, [])
+    with pytest.raises(CheckpointError, match=told):
+        Checkpoints(tmp_path / "own").read(name)
+    assert Checkpoints(tmp_path / "own").read(str(tmp_path / "own" / "step-00000003")).step == 3
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b"", b"../other/step-00000001", None])
+def test_a_damaged_latest_is_told_and_the_newest_is_taken(
+    tmp_path: Path, content: bytes | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2):
+        checkpoints.write(step, EMPTY, {}, [Claim("all")])
+    if content is None:
+        (tmp_path / "latest").unlink()
+    else:
+        (tmp_path / "latest").write_bytes(content)
+    with pytest.raises(CheckpointError, match="latest"):
+        checkpoints.read_newest(strict=True)
+    found = checkpoints.read_newest()
+    assert found is not None
+    assert found.step == 2
+    assert "latest" in caplog.text
+
+
+def test_a_newest_checkpoint_that_has_gone_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2):
+        path = checkpoints.write(step, EMPTY, {}, [Claim("all")])
+    (path / "manifest.json").unlink()
+    found = checkpoints.read_newest()
+    assert found is not None
+    assert found.step == 1
+    assert "`latest` names step-00000002, which is not there or not complete; going back" in caplog.text
+    shutil.rmtree(tmp_path / "step-00000001")
+    with pytest.raises(CheckpointError, match="step-00000002"):  # not "there is none yet": then all would begin again
+        checkpoints.read_newest()
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "null", "3", "{", '{"x": "step-00000002"}', '{"claims": {"all": []}, "sha256": "0"}']
+)
+def test_damaged_claims_cost_no_checkpoint(tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture) -> None:
+    for step in (1, 2):
+        Checkpoints(tmp_path).write(step, EMPTY, {}, [Claim("all")])
+    (tmp_path / "claims.json").write_text(content)
+    Checkpoints(tmp_path).write(3, EMPTY, {}, [Claim("last", keep=1)])
+    assert "claims.json is damaged; every checkpoint that is there is kept" in caplog.text
+    assert Checkpoints(tmp_path).names() == [f"step-{step:08d}" for step in (1, 2, 3)]
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("at", ["claims.json", "best", "latest"])
+def test_a_writer_killed_while_it_settles_costs_no_best_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    def write(step: int, *, is_best: bool) -> None:
+        best = [Claim("best", keep=1, pointer="best")] if is_best else []
+        Checkpoints(tmp_path).write(step, EMPTY, {}, [Claim("last", keep=1), *best])
+
+    def killed(path: Path, content: bytes) -> None:
+        if path.name == at:
+            raise Killed
+        write_atomically(path, content)
+
+    write(1, is_best=True)
+    write(2, is_best=False)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("asyncloop.checkpoint.write_atomically", killed)
+        write(3, is_best=True)
+    again = Checkpoints(tmp_path)
+    newest = again.read_newest()
+    assert newest is not None
+    again.go_back(newest.path.name)
+    write(4, is_best=False)
+    names = [f"step-{step:08d}" for step in ((1, 4) if at != "latest" else (4,))]
+    assert again.names() == names
+    assert again.pointers().get("best") == ("step-00000001" if at != "latest" else None)
+    assert again.find().name == "step-00000004"
+
+
+def test_names_grow_longer_after_a_hundred_million_steps(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    for step in (99_999_999, 100_000_000):
+        checkpoints.write(step, EMPTY, {}, [Claim("all")])
+    assert checkpoints.names() == ["step-99999999", "step-100000000"]
+
+
+def test_a_run_directory_that_has_gone_is_not_made_again(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    checkpoints = Checkpoints(run / "checkpoints")
+    checkpoints.write(1, EMPTY, {}, [])
+    run.rename(tmp_path / "moved")
+    with pytest.raises(StorageError, match="No such file or directory; the directory has vanished"):
+        checkpoints.write(2, EMPTY, {}, [])
+    assert not run.exists()
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EACCES, errno.EROFS])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,7 +21,9 @@ from stopping_project import make_project, outcome
 import asyncloop
 from asyncloop import AfterBatch, CheckpointError, ConfigError, Engine, NothingToResumeError, StorageError, Stream
 from asyncloop.checkpoint import Checkpoints
+from asyncloop.evaluation import open_evaluation
 from asyncloop.hooks import SaveLatest
+from asyncloop.resuming import prepare
 from asyncloop.rundir import RunDir
 
 pytestmark = pytest.mark.anyio
@@ -80,6 +83,34 @@ async def test_an_older_checkpoint_leads_to_the_same_end(stopped: Path, project:
     assert outcome(stopped) == whole
 
 
+async def test_a_run_killed_right_after_it_went_back_goes_on_from_there(stopped: Path, project: Path) -> None:
+    whole = outcome(await run_to_end(source="cfg.toml"))
+    resumption = prepare(stopped, checkpoint="8")
+    resumption.take_over()
+    resumption.rundir.close()
+    assert Checkpoints(stopped / "checkpoints").read().step == 8
+    await run_to_end(resume=stopped)
+    assert outcome(stopped) == whole
+
+
+async def test_an_evaluation_is_not_resumed(stopped: Path) -> None:
+    async with open_evaluation(stopped, ["valid"]) as live:
+        await live
+    assert live.dir is not None
+    before = contents(live.dir)
+    with pytest.raises(NothingToResumeError, match=r"is an evaluation.* asyncloop eval valid "):
+        await run_to_end(resume=live.dir, set={"engine.epochs": 5})
+    assert contents(live.dir) == before
+
+
+async def test_a_finished_run_that_saved_nothing_is_not_emptied(project: Path) -> None:
+    run = await run_to_end(source="cfg.toml", set={"engine.epochs": 0, "hooks": []})
+    before = contents(run)
+    with pytest.raises(NothingToResumeError, match="is finished and has no checkpoint"):
+        await run_to_end(resume=run, set={"engine.epochs": 2})
+    assert contents(run) == before
+
+
 async def test_a_run_without_a_checkpoint_begins_again(project: Path) -> None:
     whole = outcome(await run_to_end(source="cfg.toml"))
     code = "import os, signal, asyncloop\nasyncloop.run('cfg.toml', output_dir='run')"
@@ -112,6 +143,63 @@ async def test_a_run_of_an_engine_goes_on_with_another_engine(tmp_path: Path) ->
     assert (result.steps, live.dir) == (12, tmp_path / "run")
     assert seen == list(range(5, 13))
     assert str(model.state_dict()) == str(whole.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"seed": 7}, "seed was 0 and is now 7"),
+        ({"epoch_size": 3}, "epoch_size was not there and is now 3"),
+        ({"batch_size": 4}, "batch_size was not there and is now 4"),
+        ({"train_stream": "valid"}, "train_stream was 'train' and is now 'valid'"),
+    ],
+)
+async def test_an_engine_that_would_lead_elsewhere_is_refused_by_name(
+    tmp_path: Path, changed: dict[str, Any], told: str
+) -> None:
+    async with asyncloop.open_run(engine=Engine(Counting(), Arrays(4), epochs=1), output_dir=tmp_path / "run") as live:
+        await live
+    before = contents(tmp_path / "run")
+
+    def other() -> Engine:
+        return Engine(Counting(), Arrays(4), epochs=2, **changed)
+
+    with pytest.raises(ConfigError, match=told):
+        async with asyncloop.open_run(engine=other(), resume=tmp_path / "run") as live:
+            await live
+    assert contents(tmp_path / "run") == before
+    async with asyncloop.open_run(engine=other(), resume=tmp_path / "run", force=True) as live:
+        await live
+    recorded = json.loads((tmp_path / "run" / "run.json").read_text())["resumes"][0]["changes"]
+    assert list(recorded) == list(changed)
+
+
+async def test_an_engine_whose_model_cannot_load_the_state_is_told_before_anything_is_changed(tmp_path: Path) -> None:
+    class Refusing(Counting):
+        def load_state_dict(self, state: Any) -> None:
+            raise ValueError("that is no state of mine")
+
+    async with asyncloop.open_run(engine=Engine(Counting(), Arrays(4), epochs=2), output_dir=tmp_path / "run") as live:
+        await live
+    before = contents(tmp_path / "run")
+    with pytest.raises(ValueError, match="no state of mine"):
+        async with asyncloop.open_run(engine=Engine(Refusing(), Arrays(4), epochs=3), resume=tmp_path / "run") as live:
+            await live
+    assert contents(tmp_path / "run") == before
+
+
+async def test_a_model_whose_code_has_changed_is_told_before_anything_is_changed(stopped: Path, project: Path) -> None:
+    with open(project / "exact_parts.py", "a") as code:
+        code.write(
+            "\ndef refuse(self, state):\n    raise ValueError('that is no state of mine')\n"
+            "for each in [each for each in list(vars().values()) if hasattr(each, 'load_state_dict')]:\n"
+            "    each.load_state_dict = refuse\n"
+        )
+    sys.modules.pop("exact_parts")
+    before = contents(stopped)
+    with pytest.raises(ValueError, match="no state of mine"):
+        await run_to_end(resume=stopped, checkpoint="8")
+    assert contents(stopped) == before
 
 
 async def test_a_place_far_into_ten_million_examples_is_reached_without_reading_up_to_it(tmp_path: Path) -> None:
@@ -224,6 +312,30 @@ async def test_one_run_has_one_writer_and_a_killed_one_does_not_block(stopped: P
             await run_to_end(resume=stopped)
         holder.kill()
     await run_to_end(resume=stopped)
+
+
+async def test_a_forked_child_does_not_hold_the_lock_of_a_killed_run(stopped: Path) -> None:
+    code = (
+        "import os, time\nfrom pathlib import Path\nfrom asyncloop.rundir import RunDir\n"
+        "run = RunDir.reopen(Path('.'))\n"
+        "child = os.fork()\nif child:\n    print(child, flush=True)\ntime.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], cwd=stopped, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        child = int(holder.stdout.readline())
+        holder.kill()
+        holder.wait()
+        try:
+            await run_to_end(resume=stopped)
+        finally:
+            os.kill(child, signal.SIGKILL)
+
+
+@pytest.mark.parametrize("content", ["[]", '{"id": "a", "name": "b"}', '{"id": "a", "name": "b", "times": 3}', "{"])
+async def test_a_damaged_record_is_named(stopped: Path, content: str) -> None:
+    (stopped / "run.json").write_text(content)
+    with pytest.raises(StorageError, match=r"run.json is damaged"):
+        await run_to_end(resume=stopped)
 
 
 # --- a class that is gone -----------------------------------------------------------------------------------------
@@ -486,12 +598,14 @@ def test_a_signal_then_resume_on_the_command_line(project: Path, number: int, co
 
 
 async def test_a_run_that_began_with_old_weights_and_saved_nothing_begins_with_them_again(
-    stopped: Path, project: Path
+    stopped: Path, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = outcome(await run_to_end(source="cfg.toml", init_from=stopped))
-    run = await run_to_end(source="cfg.toml", init_from=stopped)
-    for entry in (run / "checkpoints").iterdir():  # as if it had been killed before the first one
-        subprocess.run(["rm", "-r", str(entry)], check=True)
+    run = await run_to_end(source="cfg.toml", init_from=os.path.relpath(stopped))
+    shutil.rmtree(run / "checkpoints")  # as if it had been killed before the first one
+    (run / "run.json").write_text((run / "run.json").read_text().replace('"completed"', '"running"'))
+    project.joinpath("elsewhere").mkdir()
+    monkeypatch.chdir(project / "elsewhere")
     await run_to_end(resume=run)
     assert outcome(run) == whole
 
