@@ -1,7 +1,12 @@
 """`asyncloop eval`: streams of a saved run, and `--watch`, which takes each checkpoint once."""
 
 import json
+import time
 from pathlib import Path
+from signal import SIGINT
+
+from asyncloop.archive import read_run
+from asyncloop.checkpoint import Checkpoints
 
 
 def evaluated(run: Path) -> list[tuple[str, list[str]]]:
@@ -49,6 +54,56 @@ def test_watching_evaluates_each_checkpoint_once_while_the_run_goes_on_and_ends_
     assert evaluated(only_run()) == both
     assert asyncloop("eval train latest --watch --progress none")[0] == 0
     assert len(evaluated(only_run())) == 4
+
+
+def test_a_signal_ends_the_watching_with_the_evaluation_under_way(start, asyncloop, project: Path, only_run):
+    with open(project / "cfg.toml", "a") as cfg:
+        cfg.write('[[hooks]]\nclass = "SaveEvery"\nevery = "1 step"\n')
+    assert asyncloop("run cfg.toml --progress none")[0] == 0
+    watching = start("eval train latest --watch --progress none --set dataset.block_at=2")
+    watching.until("ready")
+    watching.signal(SIGINT)
+    assert watching.wait() == 130
+    states = [read_run(path).state for path in (only_run() / "eval").iterdir()]
+    assert states == ["interrupted"]
+
+
+def test_a_signal_ends_the_watching_between_evaluations(start, project: Path, only_run):
+    with open(project / "cfg.toml", "a") as cfg:
+        cfg.write('[[hooks]]\nclass = "SaveEvery"\nevery = "1 step"\n')
+    running = start("run cfg.toml --progress none --set model.step_s=60")
+    running.until("ready")
+    watching = start("eval test latest --watch --progress none")
+    watching.until("watching")
+    deadline = time.monotonic() + 20
+    while len(evaluated(only_run())) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    time.sleep(0.3)  # the evaluation's end
+    watching.signal(SIGINT)
+    assert watching.wait() == 130
+
+
+def test_other_weights_under_the_same_step_are_evaluated_too(asyncloop, project: Path, only_run):
+    with open(project / "cfg.toml", "a") as cfg:
+        cfg.write('[[hooks]]\nclass = "SaveEvery"\nevery = "5 steps"\n')
+    assert asyncloop("run cfg.toml --progress none")[0] == 0
+    assert asyncloop("eval test latest --watch --progress none")[0] == 0
+    checkpoints = Checkpoints(only_run() / "checkpoints")
+    saved = checkpoints.read("10")
+    parts = {"model": {**saved.model, "steps": 99}, "hooks": saved.hooks, "epoch": saved.epoch}
+    checkpoints.write(10, parts, saved.engine, [])
+    assert asyncloop("eval test latest --watch --progress none")[0] == 0
+    assert [checkpoint for checkpoint, _ in evaluated(only_run())] == [f"step-{step:08d}" for step in (5, 10, 10)]
+
+
+def test_an_evaluation_cannot_be_resumed(asyncloop, only_run):
+    assert asyncloop("run cfg.toml --progress none")[0] == 0
+    assert asyncloop("eval test latest --progress none")[0] == 0
+    (evaluation,) = (only_run() / "eval").iterdir()
+    code, _, err = asyncloop(f"resume {evaluation}")
+    assert code == 5
+    assert f"is an evaluation, which trains nothing; to evaluate again: asyncloop eval test {only_run()}" in err
 
 
 def test_hooks_run_once_more_over_outputs_that_were_kept(asyncloop, project: Path, only_run):
