@@ -20,7 +20,6 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from types import FrameType
 from typing import NoReturn
 
@@ -34,18 +33,25 @@ _TOGETHER_S = 0.02
 started this one (`timeout`, `uv run`, a process manager) passes on what it got. Only then the user is told, and may hurry."""
 
 
-@dataclass(frozen=True, slots=True)
 class Work:
-    """Something that is better stopped than killed. Its functions are called on the watching thread."""
+    """Something that is better stopped than killed. Its functions are called on the watching thread.
 
-    stop: Callable[[str], None]
-    """Given the signal's name, asks for the stop. Must be thread-safe and return at once."""
-    notice: str
-    """What is going to happen now, for the user."""
-    last_words: Callable[[str], None] | None = None
-    """Called with the signal's name before the process ends by force: says what is lost, records the end."""
-    grace_s: float | None = None
-    """How long the stop may take before the process ends all the same; None: until the second signal."""
+    `stop` is given the signal's name and asks for the stop; it must be thread-safe and return at once. `notice` tells
+    the user what is going to happen now. `last_words` is called with the signal's name before the process ends by force:
+    it says what is lost and records the end. `grace_s`: how long the stop may take before the process ends all the
+    same; None: until the second signal. (No dataclass: to import those takes as long as all that is imported before.)
+    """
+
+    __slots__ = ("grace_s", "last_words", "notice", "stop")
+
+    def __init__(
+        self,
+        stop: Callable[[str], None],
+        notice: str,
+        last_words: Callable[[str], None] | None = None,
+        grace_s: float | None = None,
+    ) -> None:
+        self.stop, self.notice, self.last_words, self.grace_s = stop, notice, last_words, grace_s
 
 
 class SignalWatch:
