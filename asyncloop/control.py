@@ -76,7 +76,7 @@ class Control:
         self.stop_reason: str | None = None
         self.aborted = False
         self.paused = False
-        self._live = dict(live or {})
+        self._live, self._check = dict(live or {}), _anything
         self._lock = threading.Lock()
         self._wishes = _Wishes()
         self._wake: Callable[[], None] = _nobody
@@ -106,7 +106,8 @@ class Control:
         self._ask("evaluate", *streams)
 
     def set(self, name: str, value: Any) -> None:
-        """Change a parameter that the model's `live` names; ConfigError at once for an unknown name or a wrong type."""
+        """Change a parameter that the model's `live` names; ConfigError at once for an unknown name or a wrong type, and
+        for a value that the model's `check_parameter(name, value)`, if it has one, refuses."""
         kind = self._live.get(name)
         if kind is None:
             close = get_close_matches(name, self._live, 1)
@@ -117,6 +118,7 @@ class Control:
             value = float(value)
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise ConfigError(f"live parameter {name!r} is a {kind.__name__}, not {value!r}")
+        self._check(name, value)
         self._ask("set", name, value)
 
     def checkpoint(self, claim: Claim | None = None) -> PendingCheckpoint:
@@ -164,9 +166,11 @@ class Control:
 
     # --- the engine's side --------------------------------------------------------------------------------------
 
-    def attach(self, live: Mapping[str, type], wake: Callable[[], None]) -> None:
-        """The engine that listens: `wake` is called from any thread after every wish."""
-        self._live = dict(live)
+    def attach(
+        self, live: Mapping[str, type], wake: Callable[[], None], check: Callable[[str, Any], None] | None = None
+    ) -> None:
+        """The engine that listens: `wake` is called from any thread after every wish, `check` before a parameter is set."""
+        self._live, self._check = dict(live), check or _anything
         self._wake = wake
         self._over = False
 
@@ -240,6 +244,10 @@ class Control:
             waiting, self._pending = list(self._pending.values()), {}
         for pending in [*self.take_checkpoints(), *waiting]:
             pending.resolve(None, UsageError("the run ended before this checkpoint was taken"))
+
+
+def _anything(name: str, value: Any) -> None:
+    """What a parameter may be, where the model does not say."""
 
 
 def _nobody() -> None:

@@ -437,8 +437,11 @@ class Engine:
         over with this step, evaluations and checkpoint are left to its end, so that each happens once a step.
         """
         last = self._live_session.thread.last
-        if halt != "asked" and last is not None:
-            is_due = await self.bus.lockstep(stream.name, self.progress.step, last.timed)
+        if halt != "asked" and (
+            last is not None or self._peers is not None
+        ):  # a process without hooks keeps no last step
+            timed = frozenset[object]() if last is None else last.timed
+            is_due = await self.bus.lockstep(stream.name, self.progress.step, timed)
             if is_due and self._peers is not None:
                 await self._look()
             self._check_stop()
@@ -796,7 +799,7 @@ class Engine:
         rank = 0 if self._peers is None else self._peers.world.rank
         states = record.get("rngs", [record["rng"]])
         if rank < len(states):
-            rng.restore(states[rank])
+            rng.restore(states[rank], getattr(self.model, "device", None))
         else:
             rng.seed_globals(self.seed, rank, self.progress.step)
 

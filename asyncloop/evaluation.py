@@ -55,7 +55,7 @@ def load_model(run: str | Path, checkpoint: str = "latest", *, dataset: Any = No
     saved = _needed(found, component)
     if dataset is None and "dataset" in component.accepts:
         dataset = own_dataset().build(output_dir=path)
-    model: Any = component.build(dataset=dataset, output_dir=path)
+    model: Any = component.build(dataset=dataset, output_dir=path, restored=saved is not None)
     if saved is not None:
         load_weights(model, saved)
     return model
@@ -260,7 +260,7 @@ async def _built(stack: AsyncExitStack, plan: _Plan) -> list[tuple[_Group, Parts
         own = rundir if len(plan.groups) == 1 else rundir.inside(group.streams[0])
         same = next((p for g, p in built if (g.config.dataset, g.config.model) == (config.dataset, config.model)), None)
         if same is None:
-            parts = await stack.enter_async_context(build(config, own))
+            parts = await stack.enter_async_context(build(config, own, restored=plan.saved is not None))
             if saved is not None and not getattr(parts.model, "has_no_weights", False):
                 await parts.thread.call(load_weights, parts.model, saved)
         else:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 __all__ = ["Fetch", "is_on_device", "to_host"]
@@ -56,6 +56,8 @@ class Fetch:
     def _begun(self, value: Any) -> Any:
         if isinstance(value, Mapping):
             return {name: self._begun(part) for name, part in cast("Mapping[str, Any]", value).items()}
+        if isinstance(value, list | tuple):
+            return [self._begun(part) for part in cast("Sequence[Any]", value)]
         if not getattr(value, "is_cuda", False):
             return value
         cuda, source = sys.modules["torch"].cuda, value.detach()
@@ -74,6 +76,10 @@ def to_host(value: Any) -> Any:
     """A tensor as a numpy array, leaf by leaf; what is on the host already stays the object it is."""
     if isinstance(value, Mapping):
         return {key: to_host(part) for key, part in cast("Mapping[str, Any]", value).items()}
+    if isinstance(value, list | tuple):
+        own = cast("Sequence[Any]", value)
+        there = [to_host(part) for part in own]
+        return there if any(part is not before for part, before in zip(there, own, strict=True)) else own
     if hasattr(value, "detach"):
         tensor = value.detach().cpu()
         try:

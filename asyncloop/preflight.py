@@ -63,11 +63,15 @@ class CheckReport:
 
 
 @asynccontextmanager
-async def build(config: Config, rundir: RunDir) -> AsyncGenerator[Parts]:
-    """Build dataset, model and hooks; the model's thread lives as long as the context. Raises what constructors raise."""
+async def build(config: Config, rundir: RunDir, *, restored: bool = False) -> AsyncGenerator[Parts]:
+    """Build dataset, model and hooks; the model's thread lives as long as the context. Raises what constructors raise.
+
+    `restored`: the model gets the state of a checkpoint next.
+    """
     async with ModelThread() as thread, AsyncExitStack() as stack:
         dataset = await off_loop("building", lambda: config.dataset.build(output_dir=rundir.path))
-        model = await thread.call(lambda: config.model.build(dataset=dataset, output_dir=rundir.path))
+        offered: dict[str, Any] = {"dataset": dataset, "output_dir": rundir.path}
+        model = await thread.call(lambda: config.model.build(restored=restored, **offered))
         with config.model.places.named():
             _check_model(model)
         yield Parts(config, rundir, dataset, model, await build_hooks(config, dataset, rundir), thread, stack)

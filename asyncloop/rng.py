@@ -23,8 +23,8 @@ def seed_globals(seed: int, *more: int) -> None:
         torch.manual_seed(seed)
 
 
-def capture() -> dict[str, Any]:
-    """Their states as JSON values."""
+def capture(device: Any = None) -> dict[str, Any]:
+    """Their states as JSON values. `device`: the model's, if it has one."""
     version, words, gauss = random.getstate()
     name, keys, position, has_gauss, cached = cast("tuple[Any, ...]", np.random.get_state())
     states: dict[str, Any] = {
@@ -35,11 +35,11 @@ def capture() -> dict[str, Any]:
     if torch is not None:
         states["torch"] = torch.get_rng_state().tolist()
         if torch.cuda.is_available() and torch.cuda.is_initialized():
-            states["cuda"] = torch.cuda.get_rng_state().tolist()  # of the device that this process uses
+            states["cuda"] = torch.cuda.get_rng_state(_cuda(device)).tolist()
     return states
 
 
-def restore(states: Mapping[str, Any]) -> None:
+def restore(states: Mapping[str, Any], device: Any = None) -> None:
     """Put them back. Torch's only if torch is loaded."""
     version, words, gauss = states["python"]
     random.setstate((version, tuple(words), gauss))
@@ -49,4 +49,9 @@ def restore(states: Mapping[str, Any]) -> None:
     if torch is not None and "torch" in states:
         torch.set_rng_state(torch.tensor(states["torch"], dtype=torch.uint8))
         if "cuda" in states and torch.cuda.is_available():
-            torch.cuda.set_rng_state(torch.tensor(states["cuda"], dtype=torch.uint8))
+            torch.cuda.set_rng_state(torch.tensor(states["cuda"], dtype=torch.uint8), _cuda(device))
+
+
+def _cuda(device: Any) -> Any:
+    """The model's GPU; else the one of the calling thread, for CUDA keeps one for each."""
+    return device if getattr(device, "type", "") == "cuda" else "cuda"

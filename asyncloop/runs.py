@@ -155,7 +155,8 @@ async def _resumed(
     """A run that goes on, with its directory as it was at the checkpoint. Nothing is changed if something is wrong."""
     resumption = await off_loop("opening", prepare)
     stack.callback(resumption.rundir.close)
-    parts = await parts_of(stack, resumption.config, resumption.rundir, own_rng=options["own_rng"])
+    restored = resumption.saved is not None
+    parts = await parts_of(stack, resumption.config, resumption.rundir, own_rng=options["own_rng"], restored=restored)
     engine = wire(parts, **options)
     _refuse_lonely(engine, world)
     if resumption.saved is not None:

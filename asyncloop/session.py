@@ -129,7 +129,7 @@ class Session:
             await self._stack.enter_async_context(self._dataset)
         self.tasks: TaskGroup = await self._stack.enter_async_context(anyio.create_task_group())
         live: Mapping[str, type] = getattr(self._model, "live", None) or {}
-        self.control.attach(live, self._attracted)
+        self.control.attach(live, self._attracted, getattr(self._model, "check_parameter", None))
         if self._deadlines:
             self._watching = anyio.CancelScope()
             self.tasks.start_soon(self._watch)

@@ -50,11 +50,13 @@ def planned(
     return config, shared_directory(world, lambda: RunDir.plan(Path(config.run.root), config.run.name, exact))
 
 
-async def parts_of(stack: AsyncExitStack, config: Config, rundir: RunDir, *, own_rng: bool = False) -> Parts:
-    """Build what the config names. `own_rng`: seed the global generators before."""
+async def parts_of(
+    stack: AsyncExitStack, config: Config, rundir: RunDir, *, own_rng: bool = False, restored: bool = False
+) -> Parts:
+    """Build what the config names. `own_rng`: seed the global generators before. `restored`: see `build`."""
     if own_rng or config.engine.own_rng:
         rng.seed_globals(config.run.seed)
-    return await stack.enter_async_context(build(config, rundir))
+    return await stack.enter_async_context(build(config, rundir, restored=restored))
 
 
 def wire(parts: Parts, *, progress: str | None = None, own_rng: bool = False, debug: bool = False) -> Engine:

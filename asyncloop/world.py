@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from asyncloop.errors import ConfigError
+
 __all__ = ["Launch", "World", "launched"]
 
 
@@ -58,6 +60,14 @@ def launched() -> Launch:
     """What the launcher says; alone if there is none."""
     for launcher, names in _LAUNCHERS.items():
         values = [os.environ.get(name, "") for name in names]
-        if launcher in os.environ and all(value.isdecimal() for value in values):
+        if launcher not in os.environ:
+            continue
+        if all(value.isdecimal() for value in values):
             return Launch(*map(int, values))
+        if values[1].isdecimal() and int(values[1]) > 1:
+            lacking = ", ".join(name for name, value in zip(names, values, strict=True) if not value.isdecimal())
+            raise ConfigError(
+                f"{names[1]} is {values[1]}, so {values[1]} processes are to train together, but {lacking} does not say which "
+                "one this is; torchrun and srun set it, and so must any other launcher"
+            )
     return Launch()

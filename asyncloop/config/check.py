@@ -141,7 +141,8 @@ def _with_spare(node: Node, path: Path) -> Node:
     if not path:
         return replace(node.spare, key_at=node.key_at) if node.spare is not None else node
     child = node.child(path[0])
-    assert child is not None
+    if child is None:  # what it was a part of is read in another way already
+        return node
     changed = _with_spare(child, path[1:])
     return node if changed is child else node.with_child(path[0], changed)
 

@@ -65,15 +65,19 @@ class Component:
     """Every value used, as a config states it: `class`, arguments, attributes, the constructor's defaults."""
     places: Places = field(default_factory=Places, compare=False)
 
-    def build(self, **offered: Any) -> object:
+    def build(self, *, restored: bool = False, **offered: Any) -> object:
         """Call the class with its arguments and with what it names of `offered`, then set a hook's attributes.
+
+        `restored`: the state of a checkpoint is loaded next, so what its class lists in `only_begins` is left out.
 
         Each call makes a new object with copies of the arguments. What the constructor raises comes out as it is,
         but for a ConfigError, which gets the place in the config.
         """
         handed = {name: value for name, value in offered.items() if name in self.accepts}
         with self.places.named():
-            built = self.cls(**copy.deepcopy(dict(self.kwargs)), **handed)
+            left_out = getattr(self.cls, "only_begins", ()) if restored else ()
+            own = {name: value for name, value in self.kwargs.items() if name not in left_out}
+            built = self.cls(**copy.deepcopy(own), **handed)
         for name, value in copy.deepcopy(dict(self.attributes)).items():
             setattr(built, name, value)
         return built

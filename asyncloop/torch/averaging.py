@@ -11,6 +11,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from asyncloop.errors import ConfigError
 from asyncloop.torch.arguments import Table
+from asyncloop.torch.states import of_one_kind
 
 __all__ = ["EMA", "Average"]
 
@@ -42,6 +43,8 @@ class Average:
         """Every name, also the further ones of weights that are tied → the name that its values are kept under."""
         self._own = {name: by_name[name].detach() for name in dict.fromkeys(self._names.values())}
         self._aside = {name: tensor.clone() for name, tensor in self._own.items()}
+        self._alike = of_one_kind(self._own)
+        """Names of tensors that one kernel can go through."""
         self._warmup = ema.warmup
         self.decay = ema.decay
         self._is_inside = False
@@ -50,7 +53,9 @@ class Average:
     def follow(self, n_updates: int) -> None:
         """Move towards the weights after the `n_updates`-th update."""
         decay = min(self.decay, (1 + n_updates) / (10 + n_updates)) if self._warmup else self.decay
-        get_ema_multi_avg_fn(decay)(list(self._aside.values()), list(self._own.values()), None)
+        move = get_ema_multi_avg_fn(decay)
+        for names in self._alike:
+            move([self._aside[name] for name in names], [self._own[name] for name in names], None)
 
     @torch.no_grad()
     def put_inside(self, inside: bool) -> None:

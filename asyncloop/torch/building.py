@@ -14,16 +14,24 @@ from asyncloop.nested import build, is_nested
 from asyncloop.torch.arguments import of_kind
 from asyncloop.torch.pretrained import Pretrained
 
-__all__ = ["compiled", "device_named", "dtype_of", "module_of", "pretrained_of"]
+__all__ = ["captures", "compiled", "device_named", "dtype_of", "module_of", "pretrained_of"]
 
 
 def device_named(name: str) -> torch.device:
     """`auto`: a GPU if there is one. ConfigError for a name that PyTorch does not know or has not here."""
     if name not in ("auto", "cuda"):
         try:
-            return torch.device(name)
+            device = torch.device(name)
         except RuntimeError as error:
             raise ConfigError(f"device: {error}") from None
+        try:
+            if device.type == "meta":
+                raise AssertionError("it holds no numbers")
+            torch.empty(1, device=device)
+        except (RuntimeError, AssertionError) as error:  # PyTorch raises either for a device that is not there
+            told = str(error).partition("\n")[0]
+            raise ConfigError(f"device: {name!r} cannot be used here: {told}; write device = 'auto' or 'cpu'") from None
+        return device
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     if name == "cuda":
@@ -52,7 +60,19 @@ def compiled(module: nn.Module, *, given: bool | Mapping[str, Any], cuda_graphs:
     options: dict[str, Any] = {} if isinstance(given, bool) else dict(given)
     if cuda_graphs:
         options.setdefault("mode", "reduce-overhead")
-    return torch.compile(module, **options)
+    try:
+        return torch.compile(module, **options)
+    except (TypeError, RuntimeError) as error:
+        raise ConfigError(f"compile: torch.compile refuses {options}: {error}") from error
+
+
+def captures(given: bool | Mapping[str, Any]) -> bool:
+    """Whether these arguments of torch.compile have CUDA graphs captured."""
+    if isinstance(given, bool):
+        return False
+    return given.get("mode") in ("reduce-overhead", "max-autotune") or bool(
+        (given.get("options") or {}).get("triton.cudagraphs")
+    )
 
 
 def dtype_of(module: nn.Module) -> torch.dtype:

@@ -62,10 +62,12 @@ class Lane:
         if staged is None:
             staged = self.stage(batch)
         if staged.event is not None:
-            torch.cuda.current_stream(self.device).wait_event(staged.event)
+            stream = torch.cuda.current_stream(self.device)
+            stream.wait_event(staged.event)
             self._taken = staged
             for name, value in staged.sources.items():
                 staged.sources[name] = self._wanted(value)
+                _used_on(stream, value)
         return staged.sources
 
     def used(self) -> None:
@@ -109,6 +111,15 @@ class Lane:
         if value.dtype is torch.float64 and self._dtype is not torch.float64:
             value = value.to(self._dtype)
         return value.to(memory_format=torch.channels_last) if self._channels_last and value.ndim == 4 else value
+
+
+def _used_on(stream: torch.cuda.Stream, value: Any) -> None:
+    """Who keeps a source beyond the step (the module itself, a loss that a hook asks for) still reads it on this stream."""
+    if isinstance(value, Mapping):
+        for part in cast("Mapping[str, Any]", value).values():
+            _used_on(stream, part)
+    elif isinstance(value, Tensor) and value.is_cuda:
+        value.record_stream(stream)
 
 
 def _tensor(value: Any) -> Tensor | None:

@@ -115,6 +115,13 @@ def _has(values: Mapping[str, Any], name: str) -> bool:
 
 
 def _losses(given: Any) -> Iterator[tuple[str, Loss]]:
+    for name, loss in _stated(given):
+        if getattr(loss.fn, "reduction", None) == "none":
+            raise ConfigError(f"loss: {name!r} has reduction = 'none'; a loss is one number, so use 'mean'")
+        yield name, loss
+
+
+def _stated(given: Any) -> Iterator[tuple[str, Loss]]:
     for name, each in named_parts(given, "loss", "loss"):
         if isinstance(each, Loss):
             yield name, each

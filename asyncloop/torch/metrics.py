@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, fields
 from typing import Any, TypeAlias
@@ -77,10 +77,14 @@ class PassMetrics:
             metric.of.reset()
 
     @torch.no_grad()
-    def update(self, at: _Pass, values: Mapping[str, Any]) -> None:
-        """One batch more, from detached outputs and sources on the device."""
+    def update(self, at: _Pass, values: Mapping[str, Any], *, counts: bool = True) -> None:
+        """One batch more, from detached outputs and sources on the device.
+
+        `counts` false: it is another process's, and only shows of which kind the values are.
+        """
         for name, metric in self._own(at).items():
-            metric.of.update(*looked_up(values, metric.inputs, f"metric {name!r}"))
+            with nullcontext() if counts else _unchanged(metric.of):
+                metric.of.update(*looked_up(values, metric.inputs, f"metric {name!r}"))
 
     def result(self, at: _Pass) -> dict[str, Any]:
         """The metrics of a pass that is over: numbers, arrays as lists, dicts of numbers. What was gathered is let go."""
@@ -103,8 +107,9 @@ class PassMetrics:
         is_first = not dist.is_initialized() or dist.get_rank() == 0
         for stream, metrics in state.items():
             own = self._own((stream, True))
-            for name in own.keys() & metrics.keys() if is_first else ():
-                _load(own[name].of, metrics[name], self._device)
+            for name in own.keys() & metrics.keys():
+                with nullcontext() if is_first else _unchanged(own[name].of):
+                    _load(own[name].of, metrics[name], self._device)
 
     def _own(self, at: _Pass) -> dict[str, Metric]:
         if at not in self._of_pass:
@@ -125,6 +130,10 @@ def _state(metric: Any) -> dict[str, Any]:
     """What a metric has gathered in all processes; of one without a `state_dict` nothing, so a resume begins it anew."""
     with _put_together(metric):
         own = dict(metric.state_dict()) if hasattr(metric, "state_dict") else {}
+        for path, part in _counting(metric):  # what was gathered one by one is one tensor when it is put together
+            for name in (name for name, start in part._defaults.items() if isinstance(start, list)):
+                key = f"{path}.{name}" if path else name
+                own[key] = [own[key]] if isinstance(own.get(key), Tensor) else own.get(key, [])
     return {"own": own, "update_counts": {name: part._update_count for name, part in _counting(metric)}}
 
 
@@ -135,6 +144,28 @@ def _put_together(metric: Any) -> Generator[None]:
         for _, part in _counting(metric) if dist.is_initialized() and dist.get_world_size() > 1 else ():
             stack.enter_context(part.sync_context())
         yield
+
+
+@contextmanager
+def _unchanged(metric: Any) -> Generator[None]:
+    """Whatever a metric takes in here counts for nothing, but of what it gathers one by one it has empty ones of that kind.
+
+    So it can be put together with those of processes that have some.
+    """
+    before = [
+        (part, name, list(value) if isinstance(value, list) else value.clone())
+        for _, part in _counting(metric)
+        for name in part._defaults
+        for value in (getattr(part, name),)
+    ]
+    counts = [(part, part._update_count) for _, part in _counting(metric)]
+    yield
+    for part, name, value in before:
+        if isinstance(value, list) and not value:
+            value = [each.reshape(-1)[:0] if each.ndim == 0 else each[:0] for each in getattr(part, name)[:1]]
+        setattr(part, name, value)
+    for part, count in counts:
+        part._update_count = count
 
 
 def _load(metric: Any, state: Mapping[str, Any], device: torch.device) -> None:

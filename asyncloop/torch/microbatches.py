@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, cast
 
@@ -41,12 +41,17 @@ def whole(parts: Sequence[Part]) -> dict[str, Any]:
     return found
 
 
-def detached(value: Any, clones: bool) -> Any:
-    """Off the graph; of a captured CUDA graph a copy, for the next step writes into the same memory."""
+def detached(value: Any, clones: bool, kept: Collection[int] = ()) -> Any:
+    """Off the graph. A copy of what a later step writes into: the memory of a captured CUDA graph (`clones`), and of
+    weights and buffers (`kept`: where their storage begins)."""
     if isinstance(value, Tensor):
-        return value.detach().clone() if clones else value.detach()
+        if clones or value.untyped_storage().data_ptr() in kept:
+            return value.detach().clone()
+        return value.detach()
     if isinstance(value, Mapping):
-        return {name: detached(part, clones) for name, part in cast("Mapping[str, Any]", value).items()}
+        return {name: detached(part, clones, kept) for name, part in cast("Mapping[str, Any]", value).items()}
+    if isinstance(value, list | tuple):
+        return [detached(part, clones, kept) for part in cast("Sequence[Any]", value)]
     return value
 
 

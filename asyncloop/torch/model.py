@@ -21,7 +21,7 @@ from asyncloop.errors import ConfigError, ModelError
 from asyncloop.nested import Nested, is_nested
 from asyncloop.torch.arguments import listed, matching, of_kind
 from asyncloop.torch.averaging import EMA, Average
-from asyncloop.torch.building import compiled, device_named, dtype_of, module_of, pretrained_of
+from asyncloop.torch.building import captures, compiled, device_named, dtype_of, module_of, pretrained_of
 from asyncloop.torch.lane import Lane
 from asyncloop.torch.losses import LOSS_KEYS, Losses, looked_up
 from asyncloop.torch.metrics import METRIC_KEYS, PassMetrics
@@ -33,7 +33,7 @@ from asyncloop.torch.profiling import Profile, Profiler
 from asyncloop.torch.recomputing import recompute_activations
 from asyncloop.torch.schedules import Schedule
 from asyncloop.torch.stages import Stage, Stages
-from asyncloop.torch.states import copied_into, differences, fill, refuse_different
+from asyncloop.torch.states import copied_into, differences, fill, refuse_different, storages_of
 from asyncloop.torch.updates import OPTIMIZER_KEYS, Clip, Updates
 from asyncloop.torch.world import join
 
@@ -43,6 +43,14 @@ logger = logging.getLogger("asyncloop")
 
 _AHEAD = 2
 """Batches on the device before their steps, when the device is not the CPU."""
+
+
+_HINTS = {
+    "find_unused_parameters": "parallel = { kind = 'ddp', unused = true } is for modules that leave out parameters in some step",
+    "Inference tensors cannot be saved for backward": "the module keeps a tensor that it made in an evaluation, which runs in "
+    "inference mode; make it where the module is made, or in a training step",
+}
+"""Part of what PyTorch says → what a user of TorchModel can do about it."""
 
 
 def _kind_of_schedule(value: object) -> str:
@@ -82,6 +90,8 @@ class TorchModel:
     """
 
     restore_fallback = "asyncloop.torch:TorchModel"
+    only_begins = frozenset({"weights"})
+    """Arguments that nothing depends on once a checkpoint's state is loaded, so that they are left out then."""
     may_change = frozenset({"ahead", "checkpoint_activations", "on_oom", "parallel", "profile"})
 
     def __init__(
@@ -120,29 +130,38 @@ class TorchModel:
         self._outputs = listed(outputs)
         if microbatches < 1:
             raise ConfigError(f"microbatches is a number of parts, at least 1, not {microbatches}")
+        if ahead is not None and ahead < 0:
+            raise ConfigError(f"ahead is a number of batches, at least 0, not {ahead}")
         self._microbatches, self._on_oom = microbatches, on_oom
         self.module = module_of(module)
         if weights is not None:
             load_pretrained(self.module, pretrained_of(weights))
         self.losses = None if loss is None or isinstance(loss, str) else Losses(loss)
+        self._refuse_sums()
         self._loss_output = loss if isinstance(loss, str) else "loss"
         for name in matching(freeze, dict(self.module.named_parameters()), "freeze") if freeze else ():
             self.module.get_parameter(name).requires_grad_(False)
         recompute_activations(self.module, checkpoint_activations)
         self._place(channels_last)
+        if self.world is not None:
+            Spread.begin_alike(self.module, *([] if self.losses is None else [self.losses]))
         self._spread = Spread(self.module, stated(parallel), self.world, self.device)
         self._refuse_alone_only(precision)
         self.metrics = None if metrics is None else PassMetrics(metrics, self.device)
+        self._refuse_taken_names()
         self._numerics = Numerics(precision, self.device, deterministic=deterministic, detect_anomaly=detect_anomaly)
         self.updates = self._updates(optimizer, schedule, clip)
         self.average = None if ema is None else Average(self.module, of_kind("ema", EMA, ema))
         self._stages = self._staged(stages)
         self._active: Sequence[str] | None = None
-        self._profiler = None if profile is None else Profiler(of_kind("profile", Profile, profile), output_dir)
+        recorded = profile is not None and (self.world is None or self.world.rank == 0)
+        self._profiler = None if not recorded else Profiler(of_kind("profile", Profile, profile), output_dir)
         as_wanted = partial(compiled, given=compile, cuda_graphs=cuda_graphs)
         self._training_net = self._spread.wrapped(as_wanted, unused=self._stages is not None)
         self._evaluating_net = self._training_net if self.world is None else as_wanted(self.module)
-        self._cuda_graphs = cuda_graphs
+        self._cuda_graphs = cuda_graphs or (self.device.type == "cuda" and captures(compile))
+        self._kept = storages_of(self.module, *([] if self.losses is None else [self.losses]))
+        """Where the memory of weights and buffers begins, which later steps write into."""
         self._trains = True
         self._modes: list[tuple[nn.Module, bool]] = []
         self.ahead = (0 if self.device.type == "cpu" else _AHEAD) if ahead is None else ahead
@@ -233,6 +252,9 @@ class TorchModel:
         except RuntimeError as error:
             if self.world is not None and self.world.is_of_others(error):
                 raise self.world.gone(error) from None
+            for words, hint in _HINTS.items():
+                if words in str(error):
+                    error.add_note(hint)
             raise
         finally:
             self._lane.used()
@@ -262,15 +284,15 @@ class TorchModel:
                     outputs = self.step(part, train=True, stream=stream)
                 updates.backward(_loss_in(outputs, share * weight))
             if share:
-                parts.append((share, {name: detached(value, self._cuda_graphs) for name, value in outputs.items()}))
+                parts.append((share, self._detached(outputs)))
         if self.losses is not None:
             self._spread.average_gradients(self.losses)
         told = updates.update()
         if self.average is not None:
             self.average.follow(updates.n_updates)
-        if self.metrics is not None and weight:
+        if self.metrics is not None:
             for (_, outputs), (_, part) in zip(parts, cut, strict=False):
-                self.metrics.update((stream, True), {**part, **outputs})
+                self.metrics.update((stream, True), {**part, **outputs}, counts=bool(weight))
         if self._on_oom == "skip":
             told["out_of_memory"] = 0.0
         numbers = {name: number_of(value) for name, value in told.items()}
@@ -281,12 +303,16 @@ class TorchModel:
         try:
             with self._spread.evaluating(), self._numerics.autocast:
                 outputs = self.step(sources, train=False, stream=stream)
-            if self.metrics is not None and self._spread.weight_of(batch):
-                self.metrics.update((stream, False), {**sources, **outputs})
+            if self.metrics is not None:
+                counts = bool(self._spread.weight_of(batch))
+                self.metrics.update((stream, False), {**sources, **outputs}, counts=counts)
         except BaseException:
             self._set_mode(train=True)
             raise
-        return whole([(1.0, {name: detached(value, self._cuda_graphs) for name, value in outputs.items()})])
+        return whole([(1.0, self._detached(outputs))])
+
+    def _detached(self, outputs: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: detached(value, self._cuda_graphs, self._kept) for name, value in outputs.items()}
 
     def _microbatches_of(self, sources: Mapping[str, Any], batch: Batch, stream: str) -> Sequence[Part]:
         """The microbatches, and each one's share of the examples."""
@@ -334,6 +360,8 @@ class TorchModel:
         return self._lane.stage(batch)
 
     def begin_stream(self, stream: str, *, train: bool) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)  # of this thread: for what a module makes itself
         if self.metrics is not None:
             self.metrics.begin((stream, train))
 
@@ -363,16 +391,25 @@ class TorchModel:
             self._modes = [(module, module.training) for each in own for module in each.modules()]
             for each in own:
                 each.eval()
-            self._spread.share_buffers()
         if self.average is not None:
             self.average.put_inside(not train)
+        if not train:
+            self._spread.share_buffers()
         self._trains = train
+
+    def check_parameter(self, name: str, value: float) -> None:
+        """ConfigError for a value that a parameter of `live` cannot have. Any thread."""
+        if not (math.isfinite(value) and value >= 0):
+            raise ConfigError(f"{name} is a number of at least 0, not {value}")
+        if name == "clip_norm" and not value:
+            raise ConfigError("clip_norm is positive, not 0")
+        if name == "ema_decay":
+            EMA(decay=value)
 
     def set_parameters(self, **changes: Any) -> None:
         """Change what `live` names, from the next step on."""
         for name, value in changes.items():
-            if value < 0:
-                raise ConfigError(f"{name} is at least 0, not {value}")
+            self.check_parameter(name, value)
         if self.updates is not None:
             if "lr" in changes:
                 self.updates.set_rate(changes["lr"])
@@ -452,6 +489,28 @@ class TorchModel:
         if self.is_sharded and precision == "fp16":
             raise ConfigError("precision = 'fp16' needs whole weights; use bf16 with parallel = 'fsdp'")
 
+    def _refuse_taken_names(self) -> None:
+        """A loss or a metric may not be called like something else that a step or a pass gives."""
+        losses = [] if self.losses is None or list(self.losses.by_name) == ["loss"] else list(self.losses.by_name)
+        metrics = [] if self.metrics is None else self.metrics.names
+        taken = {"loss", "lr", "grad_norm", "out_of_memory", *self._outputs}
+        problems = [f"loss: {name!r} is the name of another output; take another" for name in losses if name in taken]
+        taken.update(losses)
+        problems += [f"metrics: {name!r} is the name of an output; take another" for name in metrics if name in taken]
+        if problems:
+            raise ConfigError(*problems)
+
+    def _refuse_sums(self) -> None:
+        """Parts of a batch are put together by the mean of their examples."""
+        if self.losses is None or (self._microbatches == 1 and self.world is None):
+            return
+        sums = [name for name, each in self.losses.by_name.items() if getattr(each.fn, "reduction", None) == "sum"]
+        if sums:
+            raise ConfigError(
+                f"loss: {', '.join(map(repr, sums))} is a sum over the examples, and parts of a batch are put together "
+                "by their mean; use reduction = 'mean' with microbatches or several processes"
+            )
+
     def _place(self, channels_last: bool) -> None:
         self.module.to(self.device)
         if channels_last:
@@ -518,6 +577,8 @@ def _loss_in(outputs: Mapping[str, Any], share: float) -> Tensor:
             f"a training step needs the output 'loss', a scalar tensor; there are {', '.join(outputs)}. "
             "Give the model a `loss`, or return one from the module or from step()"
         )
+    if loss.ndim:
+        raise ModelError(f"the output 'loss' has shape {tuple(loss.shape)}, not one number; take its mean")
     return loss if share == 1.0 else loss * share
 
 

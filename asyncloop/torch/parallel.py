@@ -86,12 +86,27 @@ class Spread:
     @torch.no_grad()
     def share_buffers(self) -> None:
         """Give the first process's buffers (running means) to all: each has seen other examples since the last step."""
-        for each in self.module.buffers() if self.world is not None and not self.is_sharded else ():
-            dist.broadcast(each, 0)
+        for each in self.module.buffers() if self.world is not None else ():
+            _of_first(each)
+
+    @staticmethod
+    @torch.no_grad()
+    def begin_alike(*modules: nn.Module) -> None:
+        """Give the first process's weights and buffers to all, before anything is made of them. Whole ones only."""
+        for module in modules:
+            for each in (*module.parameters(), *module.buffers()):
+                _of_first(each)
 
     def evaluating(self) -> AbstractContextManager[Any]:
         """Around an evaluation. What is put together from shares cannot be in inference mode."""
         return torch.no_grad() if self.is_sharded else torch.inference_mode()
+
+
+def _of_first(tensor: Tensor) -> None:
+    whole = tensor.contiguous()  # of channels-last ones a copy
+    dist.broadcast(whole, 0)
+    if whole is not tensor:
+        tensor.copy_(whole)
 
 
 def _shard(module: nn.Module, given: Parallel, size: int, device: torch.device) -> None:

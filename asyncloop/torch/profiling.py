@@ -24,13 +24,19 @@ logger = logging.getLogger("asyncloop")
 @dataclass(frozen=True, slots=True)
 class Profile(Table):
     """From the step after `start` on, `steps` steps. `memory`, `shapes`, `stacks`: what is recorded besides. A run that is
-    stopped inside them leaves no file."""
+    stopped inside them leaves a file of those there were. Of several processes the first one is recorded."""
 
     start: Span = 10
     steps: Span = 5
     memory: bool = False
     shapes: bool = False
     stacks: bool = False
+
+    def __post_init__(self) -> None:
+        if self.start < 0 or self.steps < 1:
+            raise ConfigError(
+                f"profile: `start` is at least 0 and `steps` at least 1, not {self.start} and {self.steps}"
+            )
 
 
 class Profiler:

@@ -52,8 +52,19 @@ class Schedule(Table):
             problems.append("a step schedule needs either `every` or `at`")
         if self.every is not None and self.every < 1:
             problems.append(f"`every` is at least one step, not {self.every}")
-        if self.warmup < 0:
-            problems.append(f"`warmup` is a number of steps, not {self.warmup}")
+        if self.kind != "step" and (self.every is not None or self.at):
+            problems.append(f"`every` and `at` are for a step schedule, not for a {self.kind} one")
+        for name, least in (
+            ("warmup", 0),
+            ("floor", 0),
+            ("power", 0),
+            ("factor", 0),
+            ("patience", 0),
+            ("threshold", 0),
+        ):
+            value = getattr(self, name)
+            if not value >= least:
+                problems.append(f"`{name}` is at least {least}, not {value}")
         if problems:
             raise ConfigError(*(f"schedule: {problem}" for problem in problems))
 

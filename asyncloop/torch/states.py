@@ -11,7 +11,16 @@ from torch import Tensor, nn
 from asyncloop.errors import ModelError
 from asyncloop.shards import ShardedArray
 
-__all__ = ["copied_into", "differences", "fill", "refuse_different", "tensor_of", "tensors_of"]
+__all__ = [
+    "copied_into",
+    "differences",
+    "fill",
+    "of_one_kind",
+    "refuse_different",
+    "storages_of",
+    "tensor_of",
+    "tensors_of",
+]
 
 
 def tensor_of(value: Any) -> Tensor:
@@ -38,7 +47,7 @@ def differences(there: Mapping[str, Tensor], given: Mapping[str, Any], what: str
     if unexpected:
         yield f"{what} has {_some(unexpected)}, which this model does not"
     for name, tensor in there.items():
-        if name in given and tuple(given[name].shape) != tuple(tensor.shape):
+        if name in given and not _is_extra(name) and tuple(given[name].shape) != tuple(tensor.shape):
             yield f"{what} {name!r} has shape {tuple(given[name].shape)}, expected {tuple(tensor.shape)}"
 
 
@@ -54,8 +63,11 @@ def refuse_different(problems: list[str], who: str) -> None:
 @torch.no_grad()
 def copied_into(module: nn.Module, given: Mapping[str, Any]) -> None:
     """Copy arrays that fit into a module's parameters and buffers."""
-    for name, tensor in module.state_dict().items():
-        fill(tensor, given[name])
+    for name, there in module.state_dict().items():
+        if _is_extra(name):
+            module.get_submodule(name.rpartition(".")[0]).set_extra_state(tensors_of(given[name]))
+        else:
+            fill(there, given[name])
 
 
 @torch.no_grad()
@@ -70,6 +82,26 @@ def fill(tensor: Tensor, given: Any) -> None:
         if local.numel():
             where = tuple(slice(at, at + n) for at, n in zip(chunk.offsets, chunk.sizes, strict=True))
             local.copy_(tensor_of(given[where]))
+
+
+def storages_of(*modules: nn.Module) -> frozenset[int]:
+    """Where the memory of modules' parameters and buffers begins; of those that processes share out, none."""
+    tensors = [each for module in modules for each in (*module.parameters(), *module.buffers())]
+    whole = [each for each in tensors if not hasattr(each, "__create_chunk_list__")]
+    return frozenset(each.untyped_storage().data_ptr() for each in whole) - {0}
+
+
+def _is_extra(name: str) -> bool:
+    """Whether this is what a module's `get_extra_state` gave, of any kind, and no tensor."""
+    return name.rpartition(".")[2] == "_extra_state"
+
+
+def of_one_kind(tensors: Mapping[str, Tensor]) -> list[list[str]]:
+    """The names of tensors that are whole and of those that are shared out, apart: PyTorch takes no mixture."""
+    kinds: dict[bool, list[str]] = {}
+    for name, tensor in tensors.items():
+        kinds.setdefault(hasattr(tensor, "__create_chunk_list__"), []).append(name)
+    return list(kinds.values())
 
 
 def _some(names: list[str]) -> str:

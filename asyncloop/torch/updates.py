@@ -14,12 +14,12 @@ from asyncloop.nested import is_nested, named
 from asyncloop.torch.arguments import Table, close_to, made, matching
 from asyncloop.torch.parallel import full
 from asyncloop.torch.schedules import Plateau, Schedule
-from asyncloop.torch.states import differences, fill, tensors_of
+from asyncloop.torch.states import differences, fill, of_one_kind, tensors_of
 
 __all__ = ["OPTIMIZER_KEYS", "Clip", "Updates"]
 
 _ELEMENTWISE = frozenset({"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "sum"})
-"""What optimizers keep of a parameter in its own shape, so that a state of another shape is seen before it is loaded."""
+"""What the common optimizers keep of a parameter in its own shape: a state of another shape is seen before it is loaded."""
 
 OPTIMIZER_KEYS = frozenset({"groups"})
 """Keys of an optimizer's table that are no arguments of its class."""
@@ -37,6 +37,8 @@ class Clip(Table):
         given = [each for each in (self.norm, self.value) if each is not None]
         if len(given) != 1 or given[0] <= 0:
             raise ConfigError("clip: give either a positive `norm` or a positive `value`")
+        if not self.norm_type > 0:
+            raise ConfigError(f"clip: norm_type is positive, such as 2 or inf, not {self.norm_type}")
 
 
 class Updates:
@@ -69,6 +71,7 @@ class Updates:
         self._configured = self._options()
         self._names = {id(each): name for name, each in self.parameters.items()}
         self._with_gradients = list(self.parameters.values())
+        self._alike = of_one_kind(self.parameters)
 
     @property
     def _groups(self) -> list[dict[str, Any]]:
@@ -149,11 +152,18 @@ class Updates:
             self._plateau.evaluated(data)
 
     def _clipped(self, clip: Clip) -> dict[str, Any]:
-        parameters = self._with_gradients
+        groups = [[self.parameters[name] for name in names] for names in self._alike]
         if clip.norm is not None:
-            return {"grad_norm": full(nn.utils.clip_grad_norm_(parameters, clip.norm, clip.norm_type))}
+            if len(groups) == 1:
+                return {"grad_norm": full(nn.utils.clip_grad_norm_(groups[0], clip.norm, clip.norm_type))}
+            norms = [full(nn.utils.get_total_norm(_gradients(own), clip.norm_type)) for own in groups]
+            norm = torch.linalg.vector_norm(torch.stack(norms), clip.norm_type)
+            for own in groups:
+                nn.utils.clip_grads_with_norm_(own, clip.norm, norm)
+            return {"grad_norm": norm}
         assert clip.value is not None
-        nn.utils.clip_grad_value_(parameters, clip.value)
+        for own in groups:
+            nn.utils.clip_grad_value_(own, clip.value)
         return {}
 
     # --- state --------------------------------------------------------------------------------------------------
@@ -225,11 +235,15 @@ class Updates:
         ]
 
 
+def _gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
+    return [each.grad for each in parameters if each.grad is not None]
+
+
 def _parts_of(parameter: nn.Parameter, kept: Mapping[str, Any]) -> dict[str, Any]:
     """What an optimizer kept of a parameter; of one that processes share, this one's part of it."""
     found: dict[str, Any] = {}
     for key, value in kept.items():
-        if key in _ELEMENTWISE and hasattr(value, "shape"):
+        if hasattr(value, "shape") and tuple(value.shape) == tuple(parameter.shape):
             found[key] = torch.zeros_like(parameter.detach())
             fill(found[key], value)
         else:
@@ -238,6 +252,13 @@ def _parts_of(parameter: nn.Parameter, kept: Mapping[str, Any]) -> dict[str, Any
 
 
 def _optimizer(given: Any, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
+    found = _made(given, parameters)
+    if isinstance(found, torch.optim.LBFGS):
+        raise ConfigError("optimizer: LBFGS computes the loss several times a step, and a training step does it once")
+    return found
+
+
+def _made(given: Any, parameters: Mapping[str, nn.Parameter]) -> torch.optim.Optimizer:
     if isinstance(given, torch.optim.Optimizer):
         theirs = {id(each) for group in given.param_groups for each in group["params"]}
         if strangers := theirs - {id(each) for each in parameters.values()}:

@@ -120,16 +120,20 @@ _joined: TorchWorld | None = None
 def join() -> TorchWorld | None:
     """Connect with the processes that the launcher has started, once; None for a process alone. Blocks until all are there.
 
+    The calling thread gets the GPU that is this process's own.
+
     ConfigError if the launcher left something out.
     """
     global _joined
     launch = launched()
-    if _joined is not None or launch.size == 1:
-        return _joined
+    if launch.size == 1:
+        return None
     rank, size, local_rank = launch.rank, launch.size, launch.local_rank
     on_gpu = torch.cuda.is_available()
-    if on_gpu:
+    if on_gpu:  # of this thread, for CUDA keeps one for each
         torch.cuda.set_device(local_rank % torch.cuda.device_count())
+    if _joined is not None:
+        return _joined
     store: dist.Store | None = None
     if not dist.is_initialized():
         os.environ.update(RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(local_rank), **_address())

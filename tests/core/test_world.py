@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from asyncloop import ConfigError
 from asyncloop.world import Launch, launched
 
 TORCHRUN = {"MASTER_ADDR": "node1", "MASTER_PORT": "29500", "RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}
@@ -23,7 +24,7 @@ def no_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
         (TORCHRUN, Launch(3, 4, 1)),
         (SRUN, Launch(5, 8, 1)),
         ({"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}, Launch()),  # somebody else's variables
-        ({**TORCHRUN, "RANK": "first"}, Launch()),
+        ({**TORCHRUN, "RANK": "first", "WORLD_SIZE": "1"}, Launch()),
         ({"SLURM_PROCID": "0", "SLURM_LOCALID": "0"}, Launch()),  # a batch script, not a step of srun
     ],
 )
@@ -33,6 +34,13 @@ def test_the_launcher_says_who_is_who(
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     assert launched() == launch
+
+
+def test_a_launcher_that_does_not_say_which_process_this_is_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MASTER_ADDR", "RANK", "WORLD_SIZE"):
+        monkeypatch.setenv(name, TORCHRUN[name])
+    with pytest.raises(ConfigError, match="WORLD_SIZE is 4, .* but LOCAL_RANK does not say"):
+        launched()
 
 
 @pytest.mark.parametrize(

@@ -117,8 +117,8 @@ def test_only_what_there_is_can_be_set() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("lr", -1.0, "lr is at least 0, not -1.0"),
-        ("clip_norm", 0.0, "a positive `norm`"),
+        ("lr", -1.0, "lr is a number of at least 0, not -1.0"),
+        ("clip_norm", 0.0, "clip_norm is positive, not 0"),
         ("ema_decay", 1.5, "decay is at least 0 and less than 1, not 1.5"),
     ],
 )

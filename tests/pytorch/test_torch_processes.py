@@ -115,6 +115,59 @@ def test_stopped_and_resumed_by_another_number_of_processes_the_order_goes_on(
     assert same_numbers(metrics_of(run), metrics_of(folder / "run"), by=1e-4)
 
 
+def setting(**values: Any) -> list[str]:
+    """`--set` for each; `__` stands for a dot."""
+    return [word for key, value in values.items() for word in ("--set", f"{key.replace('__', '.')}={value}")]
+
+
+def test_what_saves_at_a_step_does_so_where_the_other_processes_run_no_hook(forks: Forks, folder: Path) -> None:
+    only = "[{class = 'SaveEvery', every = '4 steps'}]"
+    words = ("run", "cfg.toml", "--output-dir", "run", *setting(hooks=only, engine__epochs=2))
+    assert forks.run(folder, *words) == [0, 0], forks.said(folder)
+    names = [f"step-{step:08d}" for step in (4, 8, 12)]
+    assert Checkpoints(folder / "run" / "checkpoints").names() == names
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_norms_averages_a_loss_with_weights_and_any_optimizer_are_trained_saved_and_resumed(
+    forks: Forks, folder: Path, kind: str
+) -> None:
+    words = setting(
+        model__parallel=kind,
+        model__module__class="many_parts:Norms",
+        model__loss__class="many_parts:Scaled",
+        model__optimizer__class="torch.optim:Adamax",
+    )
+    assert forks.run(folder, "run", "cfg.toml", "--output-dir", "whole", *words) == [0, 0], forks.said(folder)
+    means = [(folder / f"means{rank}.txt").read_text().splitlines() for rank in range(2)]
+    assert means[0] == means[1]
+    assert len(set(means[0])) > 3
+    assert forks.run(folder, "run", "cfg.toml", "--output-dir", "run", *words, STOP_AT="5") == [0, 0]
+    assert forks.run(folder, "resume", "run") == [0, 0], forks.said(folder)
+    assert furthest(weights_of(folder / "whole"), weights_of(folder / "run")) < 1e-6
+
+
+AREA = "{area={class='torchmetrics.classification:MulticlassAUROC',num_classes=3}}"
+
+
+def test_a_metric_that_gathers_everything_is_resumed_by_any_number(forks: Forks, folder: Path) -> None:
+    words = setting(model__metrics=AREA)
+    assert forks.run(folder, "run", "cfg.toml", "--output-dir", "whole", *words) == [0, 0], forks.said(folder)
+    for n in (1, 2):
+        run = ("run", "cfg.toml", "--output-dir", f"run{n}", *words)
+        assert forks.run(folder, *run, STOP_AT="5") == [0, 0], forks.said(folder)
+        assert forks.run(folder, "resume", f"run{n}", n=n) == [0] * n, forks.said(folder)
+        assert same_numbers(metrics_of(folder / "whole"), metrics_of(folder / f"run{n}"), by=1e-4)
+
+
+def test_a_process_without_an_example_takes_part_in_such_a_metric(forks: Forks, folder: Path) -> None:
+    words = setting(model__metrics=AREA, dataset__n_valid=1, engine__epochs=1)
+    for n in (1, 2):
+        run = ("run", "cfg.toml", "--output-dir", f"run{n}", *words)
+        assert forks.run(folder, *run, n=n) == [0] * n, forks.said(folder)
+    assert same_numbers(metrics_of(folder / "run1"), metrics_of(folder / "run2"), by=1e-4)
+
+
 def test_what_one_is_asked_all_do_at_the_same_step(forks: Forks, folder: Path) -> None:
     assert forks.run(folder, "run", "cfg.toml", "--output-dir", "run", STOP_AT="3@1", n=3) == [0, 0, 0]
     record = json.loads((folder / "run" / "run.json").read_text())

@@ -78,7 +78,7 @@ def test_groups_keep_their_own_base_rates() -> None:
         ({"kind": "step"}, "either `every` or `at`"),
         ({"kind": "step", "every": 2, "at": [3]}, "either `every` or `at`"),
         ({"kind": "step", "every": 0}, "`every` is at least one step, not 0"),
-        ({"warmup": -1}, "`warmup` is a number of steps, not -1"),
+        ({"warmup": -1}, "`warmup` is at least 0, not -1"),
         ({"kind": "cosine", "until": "3 epochs"}, "counted in steps"),
         ({"kind": "cosine", "untill": 3}, r"schedule\.untill: there is no such key; did you mean 'until'\?"),
         ({"class": "torch.optim.lr_scheduler:ReduceLROnPlateau"}, 'write kind = "plateau"'),
