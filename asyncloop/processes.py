@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from asyncloop.archive import is_run, runs_below
-from asyncloop.errors import PeerError
+from asyncloop.errors import ConfigError, PeerError
 from asyncloop.rundir import RunDir, launch_id
 from asyncloop.world import World, launched
 
@@ -19,7 +19,10 @@ __all__ = ["as_one", "is_first", "joined", "of_first", "restarted", "shared_dire
 
 def is_first() -> bool:
     """Whether this process writes files and speaks for all."""
-    return launched().rank == 0
+    try:
+        return launched().rank == 0
+    except ConfigError:  # nobody knows, so each speaks for itself
+        return True
 
 
 def joined() -> World | None:
