@@ -296,7 +296,10 @@ class Checkpoints:
         Of those behind it nobody wants any; they go with the next that is written. Raises StorageError.
         """
         with storage_errors("go back to", self.directory / name):
-            newer = {each for each in self.names() if _number(each) > _number(name)}
+            newer = [each for each in self.names() if _number(each) > _number(name)]
+            if newer:
+                what = newer[0] if len(newer) == 1 else f"{newer[0]} … {newer[-1]}"
+                logger.warning("going back to %s: %s is given up", self.directory / name, what)
             if newer or content_of(self.directory / "latest") != _pointer_to(name):
                 write_atomically(self.directory / "latest", _pointer_to(name))
             for pointer in [own for own, at in self.pointers().items() if at in newer]:

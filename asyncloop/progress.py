@@ -25,9 +25,9 @@ class Progress:
     def why_finished(self) -> str | None:
         """The reason in words when the limit is reached; `epochs` and `steps` are exact, whichever comes first."""
         if self.steps is not None and self.step >= self.steps:
-            return f"{self.steps} step{'' if self.steps == 1 else 's'} done"
+            return f"{self.step} step{'' if self.step == 1 else 's'} done"
         if self.epochs is not None and self.epochs_done >= self.epochs:
-            return f"{self.epochs} epoch{'' if self.epochs == 1 else 's'} done"
+            return f"{self.epochs_done} epoch{'' if self.epochs_done == 1 else 's'} done"
         return None
 
     @property
