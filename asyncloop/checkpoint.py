@@ -377,6 +377,14 @@ class Checkpoints:
             there = [entry for entry in entries_of(self.directory, "step-") if _NAME.fullmatch(entry.name)]
             return sorted((entry.name for entry in there if is_file(entry / "manifest.json")), key=_number)
 
+    def stamps(self) -> list[tuple[str, int]]:
+        """The complete checkpoints and when each was written (nanoseconds), oldest first. What vanishes meanwhile is left out."""
+        found: list[tuple[str, int]] = []
+        for name in self.names():
+            with suppress(OSError):
+                found.append((name, (self.directory / name / "manifest.json").stat().st_mtime_ns))
+        return found
+
     def clean(self) -> None:
         """Remove what a killed writer left behind, and end what it had begun."""
         with storage_errors("tidy up", self.directory):

@@ -146,6 +146,9 @@ class Engine:
         self.control = Control(getattr(model, "live", None))
         self.bus = EventBus(hooks)
         self.bus.only_training = frozenset(getattr(model, "training_output_names", ()))
+        world: World | None = getattr(model, "world", None)
+        if world is not None:
+            self.bus.is_present = lambda hook: world.rank == 0 or runs_everywhere(hook)
         self.run_info = RunInfo(uuid.uuid4().hex[:8], "run", self.output_dir, dataset, epochs, steps)
         self._standing = Standing(self.progress)
         self._due = Due(evaluation, self.extra_streams, self._standing, self.control, self.bus)
@@ -528,7 +531,6 @@ class Engine:
         if world is not None and world.size > 1:
             self._peers = Peers(world, self.control)
             self._due.has_clock = False
-            self.bus.is_present = lambda hook: world.rank == 0 or runs_everywhere(hook)
         session = self._session = self._new_session()
         try:
             async with session:

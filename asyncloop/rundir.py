@@ -117,7 +117,8 @@ class RunDir:
             }
             self.update()
             for made in self._made:
-                sync_directory(made.parent)
+                if os.access(made.parent, os.R_OK):  # one may be allowed to make something in it and yet not to open it
+                    sync_directory(made.parent)
 
     def _take_lock(self) -> None:
         """A lock that goes with the process, however it ends. Those who only look hold it for an instant."""

@@ -96,11 +96,12 @@ def watch_run(streams: Sequence[str], run: str, overrides: Sequence[str], *, as_
     path, code = find_run(run), 0
     configure_logging()
     logger.info("watching %s for checkpoints", path)
-    checkpoints, done = Checkpoints(path / "checkpoints"), _evaluated(path, streams)
+    checkpoints, done, seen = Checkpoints(path / "checkpoints"), _evaluated(path, streams), set[tuple[str, int]]()
     while True:
         saved = read_run(path)  # before its checkpoints are looked at: what was saved until then is seen
-        there = [(name, checkpoints.fingerprint(name)) for name in checkpoints.names()]
-        new = [each for each in there if each not in done]
+        changed = [each for each in checkpoints.stamps() if each not in seen]
+        seen.update(changed)
+        new = [each for each in ((name, checkpoints.fingerprint(name)) for name, _ in changed) if each not in done]
         for name, weights in new:
             done.add((name, weights))
             if name not in checkpoints.names():
