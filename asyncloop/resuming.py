@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from asyncloop.archive import find_run, flattened, read_run
+from asyncloop.archive import find_run, flattened, run_in
 from asyncloop.checkpoint import Checkpoints, Saved
 from asyncloop.config import Component, Config, dumps
 from asyncloop.engine import Engine
@@ -70,7 +70,7 @@ def take_over(
 def training_run(run: str | Path) -> Path:
     """The directory of a run that trains. NothingToResumeError if there is none, or if it is an evaluation's. Blocks."""
     path = find_run(run)
-    about = read_run(path).table("evaluation")
+    about = run_in(path).table("evaluation")
     if about:
         again = " ".join(["asyncloop eval", *about.get("streams", ()), str(about.get("run", "RUN"))])
         raise NothingToResumeError(f"{path} is an evaluation, which trains nothing; to evaluate again: {again}")
