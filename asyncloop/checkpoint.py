@@ -355,7 +355,7 @@ class Checkpoints:
         if number.isascii() and number.isdecimal():
             return f"step-{int(number):08d}"
         if Path(name).name != name:
-            if Path(name).parent.absolute() == self.directory.absolute() and _NAME.fullmatch(Path(name).name):
+            if Path(name).parent.resolve() == self.directory.resolve() and _NAME.fullmatch(Path(name).name):
                 return Path(name).name
             raise CheckpointError(
                 f"{name!r} is not a checkpoint in {self.directory}; give a step, `latest`, `best` or another name there is"
@@ -367,7 +367,8 @@ class Checkpoints:
         try:
             manifest = json.loads((self.directory / name / "manifest.json").read_bytes())
             state = json.loads((self.directory / name / "state.json").read_bytes())
-            return _digest(_json([manifest["files"]["model.safetensors"]["sha256"], state["model"]]))
+            files = {file: entry["sha256"] for file, entry in manifest["files"].items() if file.startswith("model.")}
+            return _digest(_json([*(files[file] for file in sorted(files)), state["model"]]))
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
@@ -394,13 +395,17 @@ class Checkpoints:
                     os.rename(before, target)
             for leftover in entries_of(self.directory, ".tmp-"):
                 clear_away(leftover)
-            names = self.names()
-            if len(names) == 1 and not is_there(
-                self.directory / "latest"
-            ):  # the first of all, and no pointer names it yet
+            names, pointers = self.names(), self.pointers()
+            if len(names) == 1 and not is_there(self.directory / "latest"):
+                newest = names[0]  # the first of all, and no pointer names it yet
+            else:
+                newest = pointers.get("latest")
+            if newest in names:
                 with suppress(ValueError, KeyError, TypeError):  # a damaged one is told of when it is read
-                    manifest = json.loads((self.directory / names[0] / "manifest.json").read_bytes())
-                    self._settle(names[0], [Claim(*claim) for claim in manifest["claims"]])
+                    manifest = json.loads((self.directory / newest / "manifest.json").read_bytes())
+                    claims = [Claim(*claim) for claim in manifest["claims"]]
+                    if any(pointers.get(pointer) != newest for pointer in ("latest", *_pointers_in(claims))):
+                        self._settle(newest, claims)
 
     def _write_new(
         self,
@@ -485,7 +490,8 @@ class Checkpoints:
             if claim.keep is not None:
                 del own[: max(len(own) - claim.keep, 0)]
         self._write_claims(owned)  # before what a resume goes by
-        for pointer in [claim.pointer for claim in claims if claim.pointer is not None] + ["latest"]:
+        # `latest` first: killed behind it, `clean` moves the others, which nothing that is older has to do with.
+        for pointer in ["latest", *_pointers_in(claims)]:
             write_atomically(self.directory / pointer, _pointer_to(name))
         try:
             # What a pointer names stays, too: a writer that was killed may have moved the claim and not the pointer.
@@ -594,6 +600,10 @@ def sync_directory(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _pointers_in(claims: Iterable[Claim]) -> list[str]:
+    return [claim.pointer for claim in claims if claim.pointer is not None]
 
 
 def _number(name: str) -> int:

@@ -56,8 +56,8 @@ class Fetch:
     def _begun(self, value: Any) -> Any:
         if isinstance(value, Mapping):
             return {name: self._begun(part) for name, part in cast("Mapping[str, Any]", value).items()}
-        if isinstance(value, list | tuple):
-            return [self._begun(part) for part in cast("Sequence[Any]", value)]
+        if _holds_arrays(value):
+            return _alike(value, [self._begun(part) for part in value])
         if not getattr(value, "is_cuda", False):
             return value
         cuda, source = sys.modules["torch"].cuda, value.detach()
@@ -76,10 +76,8 @@ def to_host(value: Any) -> Any:
     """A tensor as a numpy array, leaf by leaf; what is on the host already stays the object it is."""
     if isinstance(value, Mapping):
         return {key: to_host(part) for key, part in cast("Mapping[str, Any]", value).items()}
-    if isinstance(value, list | tuple):
-        own = cast("Sequence[Any]", value)
-        there = [to_host(part) for part in own]
-        return there if any(part is not before for part, before in zip(there, own, strict=True)) else own
+    if _holds_arrays(value):
+        return _alike(value, [to_host(part) for part in value])
     if hasattr(value, "detach"):
         tensor = value.detach().cpu()
         try:
@@ -87,6 +85,17 @@ def to_host(value: Any) -> Any:
         except TypeError:  # bfloat16 and the like, which numpy does not have
             return tensor.float().numpy()
     return value
+
+
+def _holds_arrays(value: Any) -> bool:
+    """Whether this is a list or a tuple of arrays, and not of a million numbers."""
+    if not isinstance(value, list | tuple) or not value:
+        return False
+    return any(hasattr(part, "detach") for part in cast("Sequence[Any]", value)[:8])
+
+
+def _alike(value: Any, parts: list[Any]) -> Any:
+    return tuple(parts) if isinstance(value, tuple) else parts
 
 
 def _side_stream(cuda: Any, device: Any) -> Any:

@@ -58,6 +58,7 @@ def take_over(
     changes: Mapping[str, Any] | None = None,
 ) -> None:
     """Bring the directory back to the checkpoint, or to nothing. Blocks."""
+    rundir.reopened()  # killed from here on, it is a run that has not ended
     if saved is None:
         rundir.take_over(0, None, files or {}, checkpoint=None, changes=changes or {})
     else:

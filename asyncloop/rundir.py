@@ -160,6 +160,10 @@ class RunDir:
         """What run.json says; None if it does not."""
         return self._record.get(name)
 
+    def reopened(self) -> None:
+        """Note that the run has not ended any more."""
+        self.update(state="starting", reason=None, exit_code=None, times={"ended": None})
+
     def take_over(self, step: int, lines: Mapping[str, int] | None, files: Mapping[str, str], **entries: Any) -> None:
         """Bring a reopened directory back to a checkpoint: its files to the `lines` of then, None for an empty run.
 
@@ -179,7 +183,7 @@ class RunDir:
             for name, text in files.items():
                 write_atomically(self.path / name, text.encode())
         resumes = [*self._record.get("resumes", []), {"time": now(), "step": step, **_process(), **entries}]
-        self.update(state="starting", reason=None, exit_code=None, resumes=resumes, times={"ended": None})
+        self.update(resumes=resumes)
 
     def _empty(self) -> None:
         """Nothing was saved, so the run begins again: whatever the lost attempt has written goes."""
@@ -263,8 +267,9 @@ class RunDir:
             self._log = None
         if self._lock is not None:
             handle, self._lock = self._lock, None
-            _locks.discard(handle)
-            _close(handle)
+            if handle in _locks:  # else this is a forked child, which has let go of it
+                _locks.remove(handle)
+                _close(handle)
 
 
 class _LogFile(logging.FileHandler):

@@ -110,8 +110,11 @@ def watch_run(streams: Sequence[str], run: str, overrides: Sequence[str], *, as_
             opening = partial(open_evaluation, path, streams, set=overrides, own_rng=True, checkpoint=name, **options)
             found = _conduct(opening, as_json=as_json)
             watch.outcome = None  # that was its outcome, not the watching's
-            if found in INTERRUPTED.values():
-                return found
+            if watch.code is not None:  # also one that came too late for the evaluation
+                return watch.code
+            if found and name not in checkpoints.names():
+                logger.info("%s has gone while it was evaluated; it is left out", name)
+                continue
             code = code or found
         if saved.is_over and not new:
             return code

@@ -95,6 +95,11 @@ class SignalWatch:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
+    @property
+    def code(self) -> int | None:
+        """The exit code for the first signal; None if there was none."""
+        return None if self._first is None else 128 + self._first
+
     # --- on the watching thread ---------------------------------------------------------------------------------
 
     def _watch(self) -> None:

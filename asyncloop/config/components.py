@@ -75,12 +75,18 @@ class Component:
         """
         handed = {name: value for name, value in offered.items() if name in self.accepts}
         with self.places.named():
-            left_out = getattr(self.cls, "only_begins", ()) if restored else ()
+            left_out = _only_begins(self.cls) if restored else frozenset[str]()
             own = {name: value for name, value in self.kwargs.items() if name not in left_out}
             built = self.cls(**copy.deepcopy(own), **handed)
         for name, value in copy.deepcopy(dict(self.attributes)).items():
             setattr(built, name, value)
         return built
+
+
+def _only_begins(cls: Any) -> frozenset[str]:
+    """The arguments that a class says are for a beginning only; of a subclass that takes arguments of its own, none."""
+    owner = next((each for each in getattr(cls, "__mro__", ()) if "only_begins" in vars(each)), None)
+    return frozenset(owner.only_begins) if owner is not None and cls.__init__ is owner.__init__ else frozenset()
 
 
 def read_component(node: Node, path: Path, kind: Kind, problems: list[Problem]) -> Component | None:

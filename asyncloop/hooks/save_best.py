@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
 from asyncloop.control import Claim
@@ -14,7 +15,9 @@ from asyncloop.hook import Hook
 from asyncloop.hooks.arguments import name as is_name
 from asyncloop.hooks.arguments import nearest, one_of, refuse, whole
 from asyncloop.hooks.values import number
+from asyncloop.storage import is_there, storage_errors
 from asyncloop.stream.lookup import dataset_streams
+from asyncloop.threads import off_loop
 
 __all__ = ["SaveBest"]
 
@@ -76,6 +79,13 @@ class SaveBest(Hook):
                 f"SaveBest wants the stream {self._stream!r}, but the dataset has "
                 f"{', '.join(there) or 'none'}{nearest(self._stream, there)}"
             )
+        if self._best is not None and event.run.dir is not None:
+            pointer = event.run.dir / "checkpoints" / str(self._claim.pointer)
+            if not await off_loop("checkpoints", _is_there, pointer):  # given up when the run went back to an older one
+                logger.warning(
+                    "%s was best with %.4g and is not there any more: the next one is the best", pointer, self._best
+                )
+                self._best = None
 
     async def after_evaluation(self, event: AfterEvaluation) -> None:
         if self._stream in event.streams:
@@ -96,7 +106,7 @@ class SaveBest(Hook):
         return {"best": self._best, "goal": self._goal}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        if state["goal"] == self._goal:
+        if state.get("goal", self._goal) == self._goal:
             self._best = state["best"]
         else:
             logger.warning("SaveBest wanted %s and now wants %s: the next one is the best", state["goal"], self._goal)
@@ -131,6 +141,11 @@ class SaveBest(Hook):
                 f"{type(aggregates[self._aggregation]).__name__}"
             )
         return float(value)
+
+
+def _is_there(path: Path) -> bool:
+    with storage_errors("look for", path):
+        return is_there(path)
 
 
 def _pointer(key: str, value: object) -> str | None:

@@ -83,6 +83,8 @@ class PassMetrics:
         `counts` false: it is another process's, and only shows of which kind the values are.
         """
         for name, metric in self._own(at).items():
+            if not counts and not any(_counting(metric.of)):
+                continue
             with nullcontext() if counts else _unchanged(metric.of):
                 metric.of.update(*looked_up(values, metric.inputs, f"metric {name!r}"))
 
@@ -108,6 +110,8 @@ class PassMetrics:
         for stream, metrics in state.items():
             own = self._own((stream, True))
             for name in own.keys() & metrics.keys():
+                if not is_first and not any(_counting(own[name].of)):
+                    continue
                 with nullcontext() if is_first else _unchanged(own[name].of):
                     _load(own[name].of, metrics[name], self._device)
 

@@ -45,13 +45,14 @@ def detached(value: Any, clones: bool, kept: Collection[int] = ()) -> Any:
     """Off the graph. A copy of what a later step writes into: the memory of a captured CUDA graph (`clones`), and of
     weights and buffers (`kept`: where their storage begins)."""
     if isinstance(value, Tensor):
-        if clones or value.untyped_storage().data_ptr() in kept:
+        if clones or (value.layout is torch.strided and value.untyped_storage().data_ptr() in kept):
             return value.detach().clone()
         return value.detach()
     if isinstance(value, Mapping):
         return {name: detached(part, clones, kept) for name, part in cast("Mapping[str, Any]", value).items()}
     if isinstance(value, list | tuple):
-        return [detached(part, clones, kept) for part in cast("Sequence[Any]", value)]
+        parts = [detached(part, clones, kept) for part in cast("Sequence[Any]", value)]
+        return tuple(parts) if isinstance(value, tuple) else parts
     return value
 
 

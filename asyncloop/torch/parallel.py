@@ -17,6 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from asyncloop.batch import Batch, RunBatch
 from asyncloop.torch.arguments import Table, matching, of_kind
 from asyncloop.torch.numerics import NOTHING
+from asyncloop.torch.states import whole_tensors
 from asyncloop.torch.world import TorchWorld
 
 __all__ = ["Parallel", "Spread", "full", "stated"]
@@ -94,7 +95,7 @@ class Spread:
     def begin_alike(*modules: nn.Module) -> None:
         """Give the first process's weights and buffers to all, before anything is made of them. Whole ones only."""
         for module in modules:
-            for each in (*module.parameters(), *module.buffers()):
+            for each in whole_tensors(module):
                 _of_first(each)
 
     def evaluating(self) -> AbstractContextManager[Any]:
@@ -103,10 +104,11 @@ class Spread:
 
 
 def _of_first(tensor: Tensor) -> None:
-    whole = tensor.contiguous()  # of channels-last ones a copy
-    dist.broadcast(whole, 0)
-    if whole is not tensor:
-        tensor.copy_(whole)
+    if tensor.numel():
+        whole = tensor.contiguous()  # of channels-last ones a copy
+        dist.broadcast(whole.reshape(-1).view(torch.uint8), 0)  # as bytes: not every type can be sent
+        if whole is not tensor:
+            tensor.copy_(whole)
 
 
 def _shard(module: nn.Module, given: Parallel, size: int, device: torch.device) -> None:

@@ -7,6 +7,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from asyncloop.errors import ModelError
 from asyncloop.shards import ShardedArray
@@ -20,6 +21,7 @@ __all__ = [
     "storages_of",
     "tensor_of",
     "tensors_of",
+    "whole_tensors",
 ]
 
 
@@ -86,9 +88,14 @@ def fill(tensor: Tensor, given: Any) -> None:
 
 def storages_of(*modules: nn.Module) -> frozenset[int]:
     """Where the memory of modules' parameters and buffers begins; of those that processes share out, none."""
-    tensors = [each for module in modules for each in (*module.parameters(), *module.buffers())]
-    whole = [each for each in tensors if not hasattr(each, "__create_chunk_list__")]
-    return frozenset(each.untyped_storage().data_ptr() for each in whole) - {0}
+    tensors = [each for module in modules for each in whole_tensors(module) if each.layout is torch.strided]
+    return frozenset(each.untyped_storage().data_ptr() for each in tensors) - {0}
+
+
+def whole_tensors(module: nn.Module) -> list[Tensor]:
+    """A module's parameters and buffers, without those that processes share out and those that have no shape yet."""
+    tensors = (*module.parameters(), *module.buffers())
+    return [each for each in tensors if not hasattr(each, "__create_chunk_list__") and not is_lazy(each)]
 
 
 def _is_extra(name: str) -> bool:

@@ -242,8 +242,9 @@ def _gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
 def _parts_of(parameter: nn.Parameter, kept: Mapping[str, Any]) -> dict[str, Any]:
     """What an optimizer kept of a parameter; of one that processes share, this one's part of it."""
     found: dict[str, Any] = {}
+    is_shared = hasattr(parameter, "__create_chunk_list__")
     for key, value in kept.items():
-        if hasattr(value, "shape") and tuple(value.shape) == tuple(parameter.shape):
+        if is_shared and hasattr(value, "shape") and tuple(value.shape) == tuple(parameter.shape) != ():
             found[key] = torch.zeros_like(parameter.detach())
             fill(found[key], value)
         else:

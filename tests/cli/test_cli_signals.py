@@ -1,7 +1,6 @@
 """Ctrl-C and SIGTERM: the first ends a run well, the second ends the process, at any moment."""
 
 import os
-import signal
 import subprocess
 import sys
 import time

@@ -180,7 +180,7 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("at", ["claims.json", "best", "latest"])
+@pytest.mark.parametrize("at", ["claims.json", "latest", "best"])
 def test_a_writer_killed_while_it_settles_costs_no_best_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
 ) -> None:
@@ -198,15 +198,29 @@ def test_a_writer_killed_while_it_settles_costs_no_best_one(
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr("asyncloop.checkpoint.write_atomically", killed)
         write(3, is_best=True)
+    best = "step-00000003" if at == "best" else "step-00000001"  # behind `latest` the rest is made up for
     again = Checkpoints(tmp_path)
+    again.clean()
     newest = again.read_newest()
     assert newest is not None
+    assert newest.step == (3 if at == "best" else 2)
     again.go_back(newest.path.name)
     write(4, is_best=False)
-    names = [f"step-{step:08d}" for step in ((1, 4) if at != "latest" else (4,))]
-    assert again.names() == names
-    assert again.pointers().get("best") == ("step-00000001" if at != "latest" else None)
-    assert again.find().name == "step-00000004"
+    assert again.pointers() == {"best": best, "latest": "step-00000004"}
+    assert again.names() == [best, "step-00000004"]
+
+
+def test_what_is_gone_back_from_is_nobodys_any_more(tmp_path: Path) -> None:
+    for step in (1, 2, 3):
+        claims = [Claim("all"), *([Claim("best", keep=1, pointer="best")] if step != 2 else [])]
+        Checkpoints(tmp_path).write(step, EMPTY, {}, claims)
+    again = Checkpoints(tmp_path)
+    again.go_back("step-00000002")
+    assert (again.find().name, "best" in again.pointers()) == ("step-00000002", False)
+    again.go_back("step-00000002")
+    again.clean()
+    Checkpoints(tmp_path).write(4, EMPTY, {}, [Claim("all")])
+    assert again.names() == ["step-00000001", "step-00000002", "step-00000004"]
 
 
 def test_names_grow_longer_after_a_hundred_million_steps(tmp_path: Path) -> None:

@@ -199,5 +199,64 @@ async def test_a_run_needs_the_file_of_its_first_weights_only_once(
     assert 'weights = "first.pt"' in Path("run/resolved.toml").read_text()
 
 
+class OwnWeights(TorchModel):
+    """Takes an argument of the same name for something else."""
+
+    def __init__(self, weights: list[float]) -> None:
+        super().__init__(Net(), ["x"], loss=LOSS, optimizer=ADAM, device="cpu")
+        self.of_classes = list(weights)
+
+
+@on_asyncio
+async def test_a_models_own_argument_is_not_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = CONFIG.split("[model]")[0] + '[model]\nclass = "test_torch_refusals:OwnWeights"\nweights = [1.0, 2.0]\n'
+    Path("cfg.toml").write_text(text + "[engine]" + CONFIG.split("[engine]")[1])
+    async with asyncloop.open_run("cfg.toml", output_dir="run") as live:
+        await live
+    assert asyncloop.load_model("run").of_classes == [1.0, 2.0]
+
+
+class Sparse(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.LazyLinear(N_CLASSES)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"logits": self.layer(x), "few": torch.eye(3).to_sparse()}
+
+
+def test_outputs_that_are_sparse_and_modules_that_are_lazy_pass() -> None:
+    optimizer = {"class": "torch.optim:SGD", "lr": 0.1}
+    module = Sparse()
+    module(torch.zeros(1, N_INPUTS))
+    model = TorchModel(module, ["x"], outputs=["logits", "few"], loss=CROSS_ENTROPY, optimizer=optimizer, device="cpu")
+    outputs = model.run(Data(1).batches[0], train=True, stream="train")
+    assert outputs["few"]().is_sparse
+    TorchModel(Sparse(), ["x"], outputs=["logits", "few"], device="cpu")
+
+
+def test_a_state_of_an_optimizer_keeps_its_type() -> None:
+    """Adam counts in float32, whatever its parameters are, and a parameter may be one number."""
+
+    class One(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones((), dtype=torch.bfloat16))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (self.scale * x.float().mean() - 1.0) ** 2
+
+    def one() -> TorchModel:
+        return TorchModel(One(), ["x"], loss="output", optimizer=ADAM, device="cpu")
+
+    model, again = one(), one()
+    model.run(Data(1).batches[0], train=True, stream="train")
+    again.load_state_dict(model.state_dict())
+    assert again.updates is not None
+    (kept,) = again.updates.optimizer.state.values()
+    assert kept["step"].dtype == torch.float32
+
+
 def test_a_head_may_still_give_what_a_metric_looks_at() -> None:
     assert heads(metrics={"right": {**ACCURACY, "inputs": ["logits", "label"]}}).metrics is not None

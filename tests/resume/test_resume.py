@@ -20,6 +20,7 @@ from stopping_project import make_project, outcome
 
 import asyncloop
 from asyncloop import AfterBatch, CheckpointError, ConfigError, Engine, NothingToResumeError, StorageError, Stream
+from asyncloop.archive import read_run
 from asyncloop.checkpoint import Checkpoints
 from asyncloop.evaluation import open_evaluation
 from asyncloop.hooks import SaveLatest
@@ -91,6 +92,32 @@ async def test_a_run_killed_right_after_it_went_back_goes_on_from_there(stopped:
     assert Checkpoints(stopped / "checkpoints").read().step == 8
     await run_to_end(resume=stopped)
     assert outcome(stopped) == whole
+
+
+async def test_a_finished_run_killed_while_it_goes_back_is_not_finished(
+    stopped: Path, project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await run_to_end(resume=stopped)
+    resumption = prepare(stopped, checkpoint=Checkpoints(stopped / "checkpoints").names()[-2])
+
+    def killed(self: Checkpoints, name: str) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Checkpoints, "go_back", killed)
+        resumption.take_over()
+    resumption.rundir.close()
+    assert read_run(stopped).state == "lost"
+    await run_to_end(resume=stopped)
+    assert outcome(stopped) == outcome(await run_to_end(source="cfg.toml"))
+
+
+async def test_a_best_one_that_was_given_up_is_found_anew(stopped: Path, caplog: pytest.LogCaptureFixture) -> None:
+    checkpoints = Checkpoints(stopped / "checkpoints")
+    (stopped / "checkpoints" / "best").unlink()  # as going back to before it does
+    await run_to_end(resume=stopped)
+    assert "is not there any more: the next one is the best" in caplog.text
+    assert checkpoints.read("best").step > 10
 
 
 async def test_an_evaluation_is_not_resumed(stopped: Path) -> None:
