@@ -162,8 +162,8 @@ async def test_an_evaluation_inside_an_epoch_counts_and_saves_exactly_its_step(t
         tmp_path, hook, model=Scripted(2.0, 1.0, 3.0), epochs=1, extra_streams=["valid"], evaluate_every="2 steps"
     )
     assert (tmp_path / "checkpoints" / "best").read_text().strip() == "step-00000004"
-    assert hook.state_dict() == {"best": 1.0}
-    assert Checkpoints(tmp_path / "checkpoints").read("best").hooks["SaveBest"] == {"best": 1.0}
+    assert hook.state_dict() == {"best": 1.0, "goal": "the least mean score of valid"}
+    assert Checkpoints(tmp_path / "checkpoints").read("best").hooks["SaveBest"] == hook.state_dict()
 
 
 async def test_the_stream_that_is_trained_on_is_judged_at_the_end_of_the_epoch(tmp_path: Path) -> None:
@@ -229,7 +229,16 @@ async def test_unnamed_streams_need_no_dataset(tmp_path: Path) -> None:
     engine = Engine(Counting(), pretend(), [hook], output_dir=tmp_path)
     async with engine:
         await engine.epoch(evaluate=[[{"x": np.ones(2)}]])
-    assert hook.state_dict() == {"best": 1.0}
+    assert hook.state_dict()["best"] == 1.0
+
+
+def test_a_value_that_was_best_by_another_measure_counts_no_more(caplog: pytest.LogCaptureFixture) -> None:
+    before, same, other = SaveBest("score"), SaveBest("score"), SaveBest("score", mode="max")
+    state = {**before.state_dict(), "best": 1.0}
+    same.load_state_dict(state)
+    other.load_state_dict(state)
+    assert (same.state_dict()["best"], other.state_dict()["best"]) == (1.0, None)
+    assert "wanted the least mean score of valid and now wants the largest mean score of valid" in caplog.text
 
 
 @pytest.mark.parametrize(
