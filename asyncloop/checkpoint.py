@@ -303,11 +303,37 @@ class Checkpoints:
             if newer or content_of(self.directory / "latest") != _pointer_to(name):
                 write_atomically(self.directory / "latest", _pointer_to(name))
             for pointer in [own for own, at in self.pointers().items() if at in newer]:
-                (self.directory / pointer).unlink()
+                self._put_back(pointer, name)
             before = self._read_claims()
             claims = {who: [each for each in own if each not in newer] for who, own in before.items()}
             if claims != before:
                 self._write_claims(claims)
+
+    def refuse_given_up(self, name: str) -> None:
+        """CheckpointError for one behind `latest`: the run has gone back from it, and its metrics are cut."""
+        newest = self._pointed("latest")
+        if newest is not None and _number(name) > _number(newest):
+            raise CheckpointError(
+                f"{self.directory / name} was given up when the run went back to {newest}, and what the run had written "
+                "until then is cut; a new run may begin with its weights (--init-from)"
+            )
+
+    def _put_back(self, pointer: str, name: str) -> None:
+        """Let a pointer name the one that it named when `name` was the newest, if that is still there; else it goes."""
+        for each in reversed([own for own in self.names() if _number(own) <= _number(name)]):
+            if pointer in _pointers_in(self._claims_of(each)):
+                write_atomically(self.directory / pointer, _pointer_to(each))
+                return
+        (self.directory / pointer).unlink()
+        sync_directory(self.directory)
+
+    def _claims_of(self, name: str) -> list[Claim]:
+        """What the manifest of a checkpoint says of who wanted it; of a damaged one, which is told of elsewhere, nothing."""
+        try:
+            manifest = json.loads((self.directory / name / "manifest.json").read_bytes())
+            return [Claim(*claim) for claim in manifest["claims"]]
+        except (ValueError, KeyError, TypeError):
+            return []
 
     def pointers(self) -> dict[str, str]:
         """What each pointer names, whether that is there or not. Damaged ones are left out. Raises StorageError."""
@@ -396,16 +422,12 @@ class Checkpoints:
             for leftover in entries_of(self.directory, ".tmp-"):
                 clear_away(leftover)
             names, pointers = self.names(), self.pointers()
+            newest = pointers.get("latest")
             if len(names) == 1 and not is_there(self.directory / "latest"):
                 newest = names[0]  # the first of all, and no pointer names it yet
-            else:
-                newest = pointers.get("latest")
-            if newest in names:
-                with suppress(ValueError, KeyError, TypeError):  # a damaged one is told of when it is read
-                    manifest = json.loads((self.directory / newest / "manifest.json").read_bytes())
-                    claims = [Claim(*claim) for claim in manifest["claims"]]
-                    if any(pointers.get(pointer) != newest for pointer in ("latest", *_pointers_in(claims))):
-                        self._settle(newest, claims)
+            claims = self._claims_of(newest) if newest in names else []
+            if any(pointers.get(pointer) != newest for pointer in ("latest", *_pointers_in(claims))) and claims:
+                self._settle(str(newest), claims)
 
     def _write_new(
         self,

@@ -801,7 +801,7 @@ class Engine:
         rank = 0 if self._peers is None else self._peers.world.rank
         states = record.get("rngs", [record["rng"]])
         if rank < len(states):
-            rng.restore(states[rank], getattr(self.model, "device", None))
+            rng.restore(states[rank], self.model)
         else:
             rng.seed_globals(self.seed, rank, self.progress.step)
 

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
-__all__ = ["Fetch", "is_on_device", "to_host"]
+__all__ = ["Fetch", "holds_more", "is_on_device", "like", "to_host"]
 
 _own = threading.local()
 
@@ -56,8 +56,8 @@ class Fetch:
     def _begun(self, value: Any) -> Any:
         if isinstance(value, Mapping):
             return {name: self._begun(part) for name, part in cast("Mapping[str, Any]", value).items()}
-        if _holds_arrays(value):
-            return _alike(value, [self._begun(part) for part in value])
+        if holds_more(value):
+            return like(value, [self._begun(part) for part in value])
         if not getattr(value, "is_cuda", False):
             return value
         cuda, source = sys.modules["torch"].cuda, value.detach()
@@ -76,8 +76,8 @@ def to_host(value: Any) -> Any:
     """A tensor as a numpy array, leaf by leaf; what is on the host already stays the object it is."""
     if isinstance(value, Mapping):
         return {key: to_host(part) for key, part in cast("Mapping[str, Any]", value).items()}
-    if _holds_arrays(value):
-        return _alike(value, [to_host(part) for part in value])
+    if holds_more(value):
+        return like(value, [to_host(part) for part in value])
     if hasattr(value, "detach"):
         tensor = value.detach().cpu()
         try:
@@ -87,15 +87,22 @@ def to_host(value: Any) -> Any:
     return value
 
 
-def _holds_arrays(value: Any) -> bool:
-    """Whether this is a list or a tuple of arrays, and not of a million numbers."""
-    if not isinstance(value, list | tuple) or not value:
+def holds_more(value: Any) -> bool:
+    """Whether this is a list or a tuple that may hold arrays, and not of numbers and texts only."""
+    if not isinstance(value, list | tuple):
         return False
-    return any(hasattr(part, "detach") for part in cast("Sequence[Any]", value)[:8])
+    return any(part.__class__ not in _PLAIN for part in cast("Sequence[Any]", value))
 
 
-def _alike(value: Any, parts: list[Any]) -> Any:
-    return tuple(parts) if isinstance(value, tuple) else parts
+def like(value: Any, parts: list[Any]) -> Any:
+    """Other parts in what held those before: a list, a tuple, a named one."""
+    if isinstance(value, list):
+        return parts
+    make: Any = getattr(value, "_make", tuple)
+    return make(parts)
+
+
+_PLAIN = frozenset({str, int, float, bool, bytes, type(None)})
 
 
 def _side_stream(cuda: Any, device: Any) -> Any:

@@ -99,7 +99,11 @@ def reopened(
     path = rundir.path
     try:
         checkpoints = Checkpoints(path / "checkpoints")
-        saved = checkpoints.read_newest(strict=strict) if checkpoint is None else checkpoints.read(checkpoint)
+        if checkpoint is None:
+            saved = checkpoints.read_newest(strict=strict)
+        else:
+            saved = checkpoints.read(checkpoint)
+            checkpoints.refuse_given_up(saved.path.name)
         if saved is None and rundir.entry("state") == "completed":
             raise NothingToResumeError(f"{path} is finished and has no checkpoint to go on from; start a new run")
     except BaseException:

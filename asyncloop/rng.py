@@ -23,8 +23,8 @@ def seed_globals(seed: int, *more: int) -> None:
         torch.manual_seed(seed)
 
 
-def capture(device: Any = None) -> dict[str, Any]:
-    """Their states as JSON values. `device`: the model's, if it has one."""
+def capture(model: Any = None) -> dict[str, Any]:
+    """Their states as JSON values; of GPUs that of the `model`'s `device`, if it has one."""
     version, words, gauss = random.getstate()
     name, keys, position, has_gauss, cached = cast("tuple[Any, ...]", np.random.get_state())
     states: dict[str, Any] = {
@@ -35,11 +35,11 @@ def capture(device: Any = None) -> dict[str, Any]:
     if torch is not None:
         states["torch"] = torch.get_rng_state().tolist()
         if torch.cuda.is_available() and torch.cuda.is_initialized():
-            states["cuda"] = torch.cuda.get_rng_state(_cuda(device)).tolist()
+            states["cuda"] = torch.cuda.get_rng_state(_cuda_of(model)).tolist()
     return states
 
 
-def restore(states: Mapping[str, Any], device: Any = None) -> None:
+def restore(states: Mapping[str, Any], model: Any = None) -> None:
     """Put them back. Torch's only if torch is loaded."""
     version, words, gauss = states["python"]
     random.setstate((version, tuple(words), gauss))
@@ -49,9 +49,10 @@ def restore(states: Mapping[str, Any], device: Any = None) -> None:
     if torch is not None and "torch" in states:
         torch.set_rng_state(torch.tensor(states["torch"], dtype=torch.uint8))
         if "cuda" in states and torch.cuda.is_available():
-            torch.cuda.set_rng_state(torch.tensor(states["cuda"], dtype=torch.uint8), _cuda(device))
+            torch.cuda.set_rng_state(torch.tensor(states["cuda"], dtype=torch.uint8), _cuda_of(model))
 
 
-def _cuda(device: Any) -> Any:
+def _cuda_of(model: Any) -> Any:
     """The model's GPU; else the one of the calling thread, for CUDA keeps one for each."""
+    device = getattr(model, "device", None)
     return device if getattr(device, "type", "") == "cuda" else "cuda"

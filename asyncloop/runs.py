@@ -192,14 +192,19 @@ async def _reopened_for(
     rundir, saved = await off_loop("opening", reopen)
     stack.callback(rundir.close)
     changes = {} if saved is None else engine_changes(saved, engine, force=force)
+    before = engine.output_dir, engine.run_info
     _belong_together(stack, engine, rundir)
-    if saved is not None:
-        engine.restore(saved)
-        if engine.thread is None:
-            engine.thread = await stack.enter_async_context(ModelThread())
-            stack.callback(setattr, engine, "thread", None)
-        await engine.load_states(engine.thread)
-    await off_loop("opening", take_over, rundir, saved, None, changes)
+    try:
+        if saved is not None:
+            engine.restore(saved)
+            if engine.thread is None:
+                engine.thread = await stack.enter_async_context(ModelThread())
+                stack.callback(setattr, engine, "thread", None)
+            await engine.load_states(engine.thread)
+        await off_loop("opening", take_over, rundir, saved, None, changes)
+    except BaseException:
+        engine.output_dir, engine.run_info = before
+        raise
     return rundir
 
 

@@ -104,7 +104,7 @@ class Saver:
     def hold(self, epoch: EpochRecord) -> None:
         """From here on a stop saves what hooks and generators are now: what comes is repeated by a resume."""
         if self._checkpoints is not None:
-            rng_states = rng.capture(getattr(self._model, "device", None)) if self._own_rng else None
+            rng_states = rng.capture(self._model) if self._own_rng else None
             self._held = _Held(self._bus.mark(epoch.logged_by), rng_states, self._in_flight)
 
     def let_go(self) -> None:
@@ -148,9 +148,7 @@ class Saver:
 
         record = self._record(epoch is not None and epoch.is_ending, failure)
         if self._own_rng:
-            record |= await self._generators(
-                (held and held.rng_states) or rng.capture(getattr(self._model, "device", None))
-            )
+            record |= await self._generators((held and held.rng_states) or rng.capture(self._model))
         await self.written()  # what was saved before is told before the marker
         if held is not None and held.untold is not None and not self._unsaved:
             record["untold"] = held.untold

@@ -95,6 +95,7 @@ def watch_run(streams: Sequence[str], run: str, overrides: Sequence[str], *, as_
     """
     path, code = find_run(run), 0
     configure_logging()
+    watch.goes_on = True
     logger.info("watching %s for checkpoints", path)
     checkpoints, done, seen = Checkpoints(path / "checkpoints"), _evaluated(path, streams), set[tuple[str, int]]()
     while True:
@@ -109,7 +110,6 @@ def watch_run(streams: Sequence[str], run: str, overrides: Sequence[str], *, as_
                 continue
             opening = partial(open_evaluation, path, streams, set=overrides, own_rng=True, checkpoint=name, **options)
             found = _conduct(opening, as_json=as_json)
-            watch.outcome = None  # that was its outcome, not the watching's
             if watch.code is not None:  # also one that came too late for the evaluation
                 return watch.code
             if found and name not in checkpoints.names():
@@ -213,7 +213,7 @@ def _newest_checkpoint(run_dir: Path | None) -> str:
     if run_dir is None:
         return "the start"
     try:
-        return Checkpoints(run_dir / "checkpoints").named("latest").replace("latest", "the start")
+        return Checkpoints(run_dir / "checkpoints").pointers().get("latest", "the start")
     except StorageError:
         return "the start"
 

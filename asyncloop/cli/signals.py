@@ -62,6 +62,8 @@ class SignalWatch:
         """What the first signal stops. Without any work it ends the process."""
         self.outcome: int | None = None
         """The exit code of work that is over: a late signal only hurries the process, it changes nothing."""
+        self.goes_on = False
+        """Whether the command goes on when a piece of work is over, so that its outcome is not the command's."""
         self._first: int | None = None
         self._reader = self._writer = -1
 
@@ -136,7 +138,7 @@ class SignalWatch:
             _within(_LAST_WORDS_S, work.last_words, signal.Signals(self._first).name)
         _kill_children()
         _show_cursor()
-        os._exit(128 + self._first if self.outcome is None else self.outcome)
+        os._exit(128 + self._first if self.outcome is None or self.goes_on else self.outcome)
 
 
 def _within(seconds: float, words: Callable[[str], None], name: str) -> None:

@@ -24,13 +24,13 @@ def device_named(name: str) -> torch.device:
             device = torch.device(name)
         except RuntimeError as error:
             raise ConfigError(f"device: {error}") from None
+        told = "it holds no numbers" if device.type == "meta" else ""
         try:
-            if device.type == "meta":
-                raise AssertionError("it holds no numbers")
             torch.empty(1, device=device)
         except (RuntimeError, AssertionError) as error:  # PyTorch raises either for a device that is not there
             told = str(error).partition("\n")[0]
-            raise ConfigError(f"device: {name!r} cannot be used here: {told}; write device = 'auto' or 'cpu'") from None
+        if told:
+            raise ConfigError(f"device: {name!r} cannot be used here: {told}; write device = 'auto' or 'cpu'")
         return device
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())

@@ -9,6 +9,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from asyncloop.fetching import holds_more, like
+
 __all__ = ["Part", "detached", "number_of", "pieces", "whole"]
 
 Part = tuple[float, Mapping[str, Any]]
@@ -50,9 +52,8 @@ def detached(value: Any, clones: bool, kept: Collection[int] = ()) -> Any:
         return value.detach()
     if isinstance(value, Mapping):
         return {name: detached(part, clones, kept) for name, part in cast("Mapping[str, Any]", value).items()}
-    if isinstance(value, list | tuple):
-        parts = [detached(part, clones, kept) for part in cast("Sequence[Any]", value)]
-        return tuple(parts) if isinstance(value, tuple) else parts
+    if holds_more(value):
+        return like(value, [detached(part, clones, kept) for part in value])
     return value
 
 

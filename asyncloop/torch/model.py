@@ -160,7 +160,7 @@ class TorchModel:
         self._training_net = self._spread.wrapped(as_wanted, unused=self._stages is not None)
         self._evaluating_net = self._training_net if self.world is None else as_wanted(self.module)
         self._cuda_graphs = cuda_graphs or (self.device.type == "cuda" and captures(compile))
-        self._kept = storages_of(self.module, *([] if self.losses is None else [self.losses]))
+        self._kept = self._storages()
         """Where the memory of weights and buffers begins, which later steps write into."""
         self._trains = True
         self._modes: list[tuple[nn.Module, bool]] = []
@@ -311,6 +311,9 @@ class TorchModel:
             raise
         return whole([(1.0, self._detached(outputs))])
 
+    def _storages(self) -> frozenset[int]:
+        return storages_of(self.module, *([] if self.losses is None else [self.losses]))
+
     def _detached(self, outputs: Mapping[str, Any]) -> dict[str, Any]:
         return {name: detached(value, self._cuda_graphs, self._kept) for name, value in outputs.items()}
 
@@ -362,6 +365,7 @@ class TorchModel:
     def begin_stream(self, stream: str, *, train: bool) -> None:
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)  # of this thread: for what a module makes itself
+        self._kept = self._storages()  # a module may have made itself other buffers since
         if self.metrics is not None:
             self.metrics.begin((stream, train))
 

@@ -54,17 +54,9 @@ class Schedule(Table):
             problems.append(f"`every` is at least one step, not {self.every}")
         if self.kind != "step" and (self.every is not None or self.at):
             problems.append(f"`every` and `at` are for a step schedule, not for a {self.kind} one")
-        for name, least in (
-            ("warmup", 0),
-            ("floor", 0),
-            ("power", 0),
-            ("factor", 0),
-            ("patience", 0),
-            ("threshold", 0),
-        ):
-            value = getattr(self, name)
-            if not value >= least:
-                problems.append(f"`{name}` is at least {least}, not {value}")
+        for name in ("warmup", "floor", "power", "factor", "patience", "threshold"):
+            if not getattr(self, name) >= 0:
+                problems.append(f"`{name}` is at least 0, not {getattr(self, name)}")
         if problems:
             raise ConfigError(*(f"schedule: {problem}" for problem in problems))
 

@@ -16,6 +16,7 @@ __all__ = [
     "copied_into",
     "differences",
     "fill",
+    "is_shared",
     "of_one_kind",
     "refuse_different",
     "storages_of",
@@ -75,12 +76,12 @@ def copied_into(module: nn.Module, given: Mapping[str, Any]) -> None:
 @torch.no_grad()
 def fill(tensor: Tensor, given: Any) -> None:
     """Put the values of a saved array into a tensor that is there; of one that processes share, this one's part."""
-    chunks = getattr(tensor, "__create_chunk_list__", None)  # what PyTorch's own checkpoints go by
-    if chunks is None:
+    if not is_shared(tensor):
         tensor.copy_(tensor_of(given))
         return
-    local: Tensor = tensor.to_local()  # pyright: ignore[reportAttributeAccessIssue]
-    for chunk in chunks():
+    shared: Any = tensor
+    local: Tensor = shared.to_local()
+    for chunk in shared.__create_chunk_list__():
         if local.numel():
             where = tuple(slice(at, at + n) for at, n in zip(chunk.offsets, chunk.sizes, strict=True))
             local.copy_(tensor_of(given[where]))
@@ -92,10 +93,15 @@ def storages_of(*modules: nn.Module) -> frozenset[int]:
     return frozenset(each.untyped_storage().data_ptr() for each in tensors) - {0}
 
 
+def is_shared(tensor: Tensor) -> bool:
+    """Whether this process has only its part of a tensor (FSDP)."""
+    return hasattr(tensor, "__create_chunk_list__")  # what PyTorch's own checkpoints go by
+
+
 def whole_tensors(module: nn.Module) -> list[Tensor]:
     """A module's parameters and buffers, without those that processes share out and those that have no shape yet."""
     tensors = (*module.parameters(), *module.buffers())
-    return [each for each in tensors if not hasattr(each, "__create_chunk_list__") and not is_lazy(each)]
+    return [each for each in tensors if not is_shared(each) and not is_lazy(each)]
 
 
 def _is_extra(name: str) -> bool:
@@ -107,7 +113,7 @@ def of_one_kind(tensors: Mapping[str, Tensor]) -> list[list[str]]:
     """The names of tensors that are whole and of those that are shared out, apart: PyTorch takes no mixture."""
     kinds: dict[bool, list[str]] = {}
     for name, tensor in tensors.items():
-        kinds.setdefault(hasattr(tensor, "__create_chunk_list__"), []).append(name)
+        kinds.setdefault(is_shared(tensor), []).append(name)
     return list(kinds.values())
 
 

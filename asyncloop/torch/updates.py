@@ -14,11 +14,14 @@ from asyncloop.nested import is_nested, named
 from asyncloop.torch.arguments import Table, close_to, made, matching
 from asyncloop.torch.parallel import full
 from asyncloop.torch.schedules import Plateau, Schedule
-from asyncloop.torch.states import differences, fill, of_one_kind, tensors_of
+from asyncloop.torch.states import differences, fill, is_shared, of_one_kind, tensors_of
 
 __all__ = ["OPTIMIZER_KEYS", "Clip", "Updates"]
 
-_ELEMENTWISE = frozenset({"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "sum"})
+_ELEMENTWISE = frozenset(
+    {"exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "square_avg", "sum"}
+    | {"acc_delta", "exp_inf", "grad_avg", "prev", "step_size", "ax"}
+)
 """What the common optimizers keep of a parameter in its own shape: a state of another shape is seen before it is loaded."""
 
 OPTIMIZER_KEYS = frozenset({"groups"})
@@ -70,7 +73,6 @@ class Updates:
         self._torchs: Any = None if isinstance(schedule, Schedule | None) else _torchs(schedule, self.optimizer)
         self._configured = self._options()
         self._names = {id(each): name for name, each in self.parameters.items()}
-        self._with_gradients = list(self.parameters.values())
         self._alike = of_one_kind(self.parameters)
 
     @property
@@ -129,7 +131,7 @@ class Updates:
 
     def forget_gradients(self) -> None:
         """Free them. As `zero_grad` does, without the marks that it leaves for a profiler: they cost seven times as much."""
-        for each in self._with_gradients:
+        for each in self.parameters.values():
             each.grad = None
 
     def skip(self) -> None:
@@ -156,6 +158,7 @@ class Updates:
         if clip.norm is not None:
             if len(groups) == 1:
                 return {"grad_norm": full(nn.utils.clip_grad_norm_(groups[0], clip.norm, clip.norm_type))}
+            groups = [own for own in groups if _gradients(own)]
             norms = [full(nn.utils.get_total_norm(_gradients(own), clip.norm_type)) for own in groups]
             norm = torch.linalg.vector_norm(torch.stack(norms), clip.norm_type)
             for own in groups:
@@ -242,9 +245,8 @@ def _gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
 def _parts_of(parameter: nn.Parameter, kept: Mapping[str, Any]) -> dict[str, Any]:
     """What an optimizer kept of a parameter; of one that processes share, this one's part of it."""
     found: dict[str, Any] = {}
-    is_shared = hasattr(parameter, "__create_chunk_list__")
     for key, value in kept.items():
-        if is_shared and hasattr(value, "shape") and tuple(value.shape) == tuple(parameter.shape) != ():
+        if is_shared(parameter) and hasattr(value, "shape") and tuple(value.shape) == tuple(parameter.shape) != ():
             found[key] = torch.zeros_like(parameter.detach())
             fill(found[key], value)
         else:

@@ -210,17 +210,20 @@ def test_a_writer_killed_while_it_settles_costs_no_best_one(
     assert again.names() == [best, "step-00000004"]
 
 
-def test_what_is_gone_back_from_is_nobodys_any_more(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("keep", "before"), [(2, "step-00000001"), (1, None)])
+def test_what_is_gone_back_from_is_nobodys_any_more(tmp_path: Path, keep: int, before: str | None) -> None:
     for step in (1, 2, 3):
-        claims = [Claim("all"), *([Claim("best", keep=1, pointer="best")] if step != 2 else [])]
-        Checkpoints(tmp_path).write(step, EMPTY, {}, claims)
+        best = [Claim("best", keep=keep, pointer="best")] if step != 2 else []
+        Checkpoints(tmp_path).write(step, EMPTY, {}, [Claim("last", keep=2), *best])
     again = Checkpoints(tmp_path)
-    again.go_back("step-00000002")
-    assert (again.find().name, "best" in again.pointers()) == ("step-00000002", False)
-    again.go_back("step-00000002")
-    again.clean()
-    Checkpoints(tmp_path).write(4, EMPTY, {}, [Claim("all")])
-    assert again.names() == ["step-00000001", "step-00000002", "step-00000004"]
+    for _ in range(2):
+        again.go_back("step-00000002")
+        again.clean()
+        assert (again.find().name, again.pointers().get("best")) == ("step-00000002", before)
+    with pytest.raises(CheckpointError, match="step-00000003 was given up when the run went back to step-00000002"):
+        again.refuse_given_up("step-00000003")
+    Checkpoints(tmp_path).write(4, EMPTY, {}, [Claim("last", keep=2)])
+    assert again.names() == [*([before] if before else []), "step-00000002", "step-00000004"]
 
 
 def test_names_grow_longer_after_a_hundred_million_steps(tmp_path: Path) -> None:

@@ -67,7 +67,7 @@ def killed_run(folder: Path, name: str, seed: int, takes_s: float, kills: int, t
         fresh = not (run / "run.json").exists()
         if fresh and run.exists():
             shutil.rmtree(run)  # killed before there was a run: nothing to resume
-        words = ("run", "cfg.toml", "--output-dir", name) if fresh else ("resume", name)
+        words = ("run", "cfg.toml", "--output-dir", name) if fresh else ("resume", name, *going_back(run, rng))
         popen = subprocess.Popen(
             asyncloop_command(*words), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
         )
@@ -92,6 +92,16 @@ def killed_run(folder: Path, name: str, seed: int, takes_s: float, kills: int, t
         tally.details.append(f"seed {seed}: {different} of {run}")
     else:
         shutil.rmtree(run)
+
+
+def going_back(run: Path, rng: random.Random) -> list[str]:
+    """Now and then to the checkpoint before the newest one, from which the run has to end in the same way."""
+    from asyncloop.checkpoint import Checkpoints
+
+    checkpoints = Checkpoints(run / "checkpoints")
+    latest = checkpoints.pointers().get("latest")
+    older = [name for name in checkpoints.names() if latest is not None and name < latest]
+    return ["--from", older[-1]] if older and rng.random() < 0.25 else []
 
 
 def state_of(run: Path) -> str:

@@ -158,6 +158,25 @@ class Scaled(nn.Module):
         return nn.functional.cross_entropy(output, label) * self.scale.exp() - self.scale
 
 
+class Examples:
+    """A metric of one's own, which adds itself up over the processes."""
+
+    def __init__(self):
+        self.n = 0
+
+    def update(self, output, label):
+        self.n += len(label)
+
+    def compute(self):
+        total = torch.tensor(float(self.n))
+        if torch.distributed.is_initialized():
+            torch.distributed.all_reduce(total)
+        return total
+
+    def reset(self):
+        self.n = 0
+
+
 class Breaks(Net):
     def forward(self, x):
         if self.training and os.environ.get("RANK") == "1" and len(list(Path(".").glob("ids1.txt"))):

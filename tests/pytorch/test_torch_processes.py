@@ -168,6 +168,22 @@ def test_a_process_without_an_example_takes_part_in_such_a_metric(forks: Forks, 
     assert same_numbers(metrics_of(folder / "run1"), metrics_of(folder / "run2"), by=1e-4)
 
 
+def test_a_metric_of_ones_own_counts_no_example_twice(forks: Forks, folder: Path) -> None:
+    words = setting(model__metrics="{n={class='many_parts:Examples'}}", dataset__n_valid=1, engine__epochs=1)
+    assert forks.run(folder, "run", "cfg.toml", "--output-dir", "run", *words) == [0, 0], forks.said(folder)
+    found = metrics_of(folder / "run")
+    assert (found["train"]["n"], found["valid"]["n"]) == (61, 1)
+
+
+def test_shards_with_other_weights_have_another_fingerprint(forks: Forks, folder: Path) -> None:
+    prints = set[str | None]()
+    for seed in (1, 2):
+        words = setting(model__parallel="fsdp", run__seed=seed, engine__steps=2)
+        assert forks.run(folder, "run", "cfg.toml", "--output-dir", f"run{seed}", *words) == [0, 0], forks.said(folder)
+        prints.add(Checkpoints(folder / f"run{seed}" / "checkpoints").fingerprint("step-00000002"))
+    assert len(prints - {None}) == 2
+
+
 def test_what_one_is_asked_all_do_at_the_same_step(forks: Forks, folder: Path) -> None:
     assert forks.run(folder, "run", "cfg.toml", "--output-dir", "run", STOP_AT="3@1", n=3) == [0, 0, 0]
     record = json.loads((folder / "run" / "run.json").read_text())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -116,6 +116,40 @@ async def test_hooks_get_what_a_step_gave_and_not_what_a_later_one_makes_of_it()
     await train(model, hooks=[Sees()])
     assert seen == [(step, float(step)) for step in range(1, 9)]
     assert len({each.tobytes() for each in weights}) == 8
+
+
+class Rich(NamedTuple):
+    logits: Tensor
+    more: list[tuple[Tensor, Tensor]]
+
+
+class Named(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(N_INPUTS, N_CLASSES)
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        logits = self.layer(x)
+        return {"logits": logits, "rich": Rich(logits, [(logits, logits + 1)]), "words": ["a", 3]}
+
+
+@on_asyncio
+async def test_what_holds_tensors_keeps_its_form(tmp_path: Path) -> None:
+    seen: list[Any] = []
+
+    class Sees(Hook):
+        variables = ["rich", "words"]
+
+        async def after_batch(self, event: AfterBatch) -> None:
+            seen.append(event.outputs)
+
+    names = ["logits", "rich", "words"]
+    model = TorchModel(Named(), ["x"], outputs=names, loss=CROSS_ENTROPY, optimizer=ADAM, device="cpu")
+    await train(model, hooks=[Sees()])
+    rich, words = seen[0]["rich"], seen[0]["words"]
+    assert (type(rich), type(rich.more), type(rich.more[0])) == (Rich, list, tuple)
+    assert [type(each) for each in (rich.logits, *rich.more[0])] == [np.ndarray] * 3
+    assert words == ["a", 3]
 
 
 class Remembering(Net):
