@@ -321,19 +321,19 @@ class Checkpoints:
     def _put_back(self, pointer: str, name: str) -> None:
         """Let a pointer name the one that it named when `name` was the newest, if that is still there; else it goes."""
         for each in reversed([own for own in self.names() if _number(own) <= _number(name)]):
-            if pointer in _pointers_in(self._claims_of(each)):
+            if pointer in _pointers_in(self._claims_of(each) or ()):
                 write_atomically(self.directory / pointer, _pointer_to(each))
                 return
         (self.directory / pointer).unlink()
         sync_directory(self.directory)
 
-    def _claims_of(self, name: str) -> list[Claim]:
-        """What the manifest of a checkpoint says of who wanted it; of a damaged one, which is told of elsewhere, nothing."""
+    def _claims_of(self, name: str) -> list[Claim] | None:
+        """Who wanted a checkpoint, as its manifest says; None for a damaged one, which is told of when it is read."""
         try:
             manifest = json.loads((self.directory / name / "manifest.json").read_bytes())
             return [Claim(*claim) for claim in manifest["claims"]]
         except (ValueError, KeyError, TypeError):
-            return []
+            return None
 
     def pointers(self) -> dict[str, str]:
         """What each pointer names, whether that is there or not. Damaged ones are left out. Raises StorageError."""
@@ -425,8 +425,8 @@ class Checkpoints:
             newest = pointers.get("latest")
             if len(names) == 1 and not is_there(self.directory / "latest"):
                 newest = names[0]  # the first of all, and no pointer names it yet
-            claims = self._claims_of(newest) if newest in names else []
-            if any(pointers.get(pointer) != newest for pointer in ("latest", *_pointers_in(claims))) and claims:
+            claims = self._claims_of(newest) if newest in names else None
+            if claims is not None and any(pointers.get(each) != newest for each in ("latest", *_pointers_in(claims))):
                 self._settle(str(newest), claims)
 
     def _write_new(
