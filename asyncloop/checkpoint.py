@@ -367,7 +367,7 @@ class Checkpoints:
         path = self.directory / name
         if not (_NAME.fullmatch(name) and is_dir(path)):
             names = self.names()
-            there = ("… " if len(names) > 10 else "") + (", ".join(names[-10:]) or "none")
+            there = ", ".join([*self.pointers(), *(["…"] if len(names) > 10 else []), *names[-10:]]) or "none"
             raise CheckpointError(f"there is no checkpoint {name!r} in {self.directory} (there are: {there})")
         return path
 

@@ -58,6 +58,8 @@ def load_model(run: str | Path, checkpoint: str = "latest", *, dataset: Any = No
     model: Any = component.build(dataset=dataset, output_dir=path, restored=saved is not None)
     if saved is not None:
         load_weights(model, saved)
+    if callable(getattr(model, "eval", None)):
+        model.eval()
     return model
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import math
 import sys
 from collections.abc import AsyncGenerator, Iterable, Iterator, Mapping, Sequence
@@ -25,7 +26,19 @@ from asyncloop.rundir import RunDir
 from asyncloop.stream import EndOfStream, Pass, dataset_streams, open_feed, open_node
 from asyncloop.threads import OwnThread, off_loop
 
-__all__ = ["CheckReport", "Parts", "build", "build_hooks", "check_names", "described", "dry_run", "first_batches"]
+__all__ = [
+    "CheckReport",
+    "Parts",
+    "build",
+    "build_hooks",
+    "check_names",
+    "described",
+    "dry_run",
+    "first_batches",
+    "refuse_untrainable",
+]
+
+logger = logging.getLogger("asyncloop")
 
 
 @dataclass(slots=True)
@@ -95,12 +108,21 @@ async def build_hooks(config: Config, dataset: Any, rundir: RunDir) -> list[Any]
     return await off_loop("building", build_all)
 
 
+def refuse_untrainable(parts: Parts, engine: Engine) -> None:
+    """ConfigError, with its place, for a model that says itself that it cannot be trained (`cannot_train`)."""
+    cannot = getattr(parts.model, "cannot_train", None)
+    if cannot is not None and not engine.progress.finished:
+        with parts.config.model.places.named():
+            raise ConfigError(f"the model {cannot}")
+
+
 async def check_names(parts: Parts, engine: Engine, batches: Mapping[str, Batch] | None = None) -> None:
     """ConfigError, with places, for each stream and variable that a hook names and that is not there.
 
     Reads a batch of each stream only if some name is not among the model's declared inputs and outputs, and there are
     no `batches` read already.
     """
+    refuse_untrainable(parts, engine)
     there = dataset_streams(engine.dataset)
     lacking = [
         f"{name} wants the stream {stream!r}, but the dataset has {', '.join(there) or 'none'}"
@@ -108,6 +130,16 @@ async def check_names(parts: Parts, engine: Engine, batches: Mapping[str, Batch]
         for stream in getattr(hook, "needs_streams", ())
         if stream not in there
     ]
+    evaluated = {engine.train_stream, *engine.extra_streams}
+    for hook, name in engine.bus.hooks:
+        unseen = [
+            stream for stream in getattr(hook, "needs_evaluated", ()) if stream in there and stream not in evaluated
+        ]
+        if unseen:
+            logger.warning(
+                "%s goes by evaluations of %s, which this run does not make by itself; engine.extra_streams has %s",
+                name, ", ".join(map(repr, unseen)), ", ".join(map(repr, engine.extra_streams)) or "none",
+            )  # fmt: skip
     known = {*engine.model.input_names, *engine.model.output_names}
     unknown = [] if _somebody_adds(engine) else list(_unknown(engine, known))
     if batches is None and any(of_batches for *_, of_batches in unknown):

@@ -21,7 +21,7 @@ from asyncloop.errors import ConfigError
 from asyncloop.evaluation import init_weights
 from asyncloop.live import Run, background
 from asyncloop.model_thread import ModelThread
-from asyncloop.preflight import CheckReport, check_names, dry_run
+from asyncloop.preflight import CheckReport, check_names, dry_run, refuse_untrainable
 from asyncloop.processes import as_one, joined, of_first, restarted, shared_directory
 from asyncloop.resuming import Resumption, engine_changes, prepare, reopened, take_over
 from asyncloop.rundir import RunDir
@@ -223,6 +223,7 @@ async def check(source: Source, *, set: Overrides = ()) -> CheckReport:
         config, rundir = await off_loop("opening", planned, partial(load_config, source, set=set), None)
         parts = await parts_of(stack, config, rundir)
         engine = wire(parts)
+        refuse_untrainable(parts, engine)
         report = await dry_run(parts, engine)
         await check_names(parts, engine, report.batches)
         return report

@@ -19,7 +19,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from asyncloop.batch import nbytes_of
-from asyncloop.bus.declared import Declared
+from asyncloop.bus.declared import Declared, warn_of_slips
 from asyncloop.bus.history import History
 from asyncloop.bus.listener import Listener
 from asyncloop.bus.pump import OUTBOX, Pump
@@ -73,6 +73,7 @@ class EventBus:
         """One more hook, behind the others in order; from now on if the engine is running. ConfigError names mistakes."""
         name = self._name_of(hook)
         Declared.by(hook, name)
+        warn_of_slips(hook, name)
         self._hooks.append((hook, name))
         if self._open is not None:
             self._start(*self._hooks[-1], self._open)

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any, Literal, get_args
 
 from asyncloop.cadence import Cadence
 from asyncloop.errors import ConfigError
+from asyncloop.events import Event
 from asyncloop.hook import Hook
 
-__all__ = ["Declared"]
+__all__ = ["Declared", "warn_of_slips"]
+
+logger = logging.getLogger("asyncloop")
 
 Overflow = Literal["block", "drop_oldest", "latest"]
 OnError = Literal["fail", "warn", "disable"]
@@ -75,6 +80,21 @@ class Declared:
             deadline,
             bool(value["scalars_on_host"]),
         )
+
+
+def warn_of_slips(hook: Any, name: str) -> None:
+    """A method that no event calls, but is called nearly like one; or a Hook without any that is called."""
+    if not isinstance(hook, Hook):
+        return
+    events = {each.method for each in Event.__subclasses__() if each.method} | {"after_batches"}
+    own = [each for each in dir(type(hook)) if not each.startswith("_") and not hasattr(Hook, each)]
+    for method in own:
+        near = get_close_matches(method.replace("_", ""), [each.replace("_", "") for each in events], 1, 0.85)
+        if method not in events and near and callable(getattr(type(hook), method)):
+            meant = next(each for each in events if each.replace("_", "") == near[0])
+            logger.warning("hook %s: nothing calls its method %s; did you mean %s?", name, method, meant)
+    if not events.intersection(dir(hook)):
+        logger.warning("hook %s handles no event; what is called: %s", name, ", ".join(sorted(events)))
 
 
 def _is_async_one_by_one(hook: Any) -> bool:

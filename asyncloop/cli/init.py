@@ -26,6 +26,9 @@ _FILES: Mapping[Template, Mapping[str, str]] = {
 }
 _SCHEMA = "cfg.schema.json"
 
+_BESIDE: Mapping[str, str] = {".gitignore": "runs/\n", "pytest.ini": "[pytest]\nnorecursedirs = runs .*\n"}
+"""What the project's tools should know of run directories, which hold copies of its code and of its test."""
+
 
 def make_project(directory: str, template: Template) -> int:
     """Write the template's files, and the schema by which editors complete the config's keys. Overwrites nothing."""
@@ -39,13 +42,15 @@ def make_project(directory: str, template: Template) -> int:
     if there:
         raise ConfigError(f"{', '.join(there)}: there already; nothing was written. Choose another directory")
     _write(folder, files)
+    beside = {name: text for name, text in _BESIDE.items() if not (folder / name).exists()}
+    _write(folder, beside)
     if template == "torch" and find_spec("torch") is None:
         complain("this project needs PyTorch: pip install 'asyncloop[torch]'")
     _write(folder, {_SCHEMA: json.dumps(json_schema(folder / "cfg.toml"), indent=1) + "\n"})
-    for name in (*files, _SCHEMA):
+    for name in (*files, *beside, _SCHEMA):
         print(folder / name)
     prefix = "" if folder == Path() else f"cd {folder} && "
-    complain(f"now: {prefix}asyncloop check cfg.toml, then asyncloop run cfg.toml")
+    complain(f"now: {prefix}asyncloop check cfg.toml, then asyncloop run cfg.toml; pytest runs its test")
     return 0
 
 

@@ -59,7 +59,7 @@ def run_config(
 ) -> int:
     """Train to the end; the exit code. `options` are `open_run`'s. What goes wrong is told on standard error."""
     opening = partial(open_run, config, set=overrides, own_rng=True, debug=debug, **options)
-    return _conduct(opening, as_json=as_json, debug=debug, rm=rm)
+    return _conduct(opening, as_json=as_json, debug=debug, rm=rm, resumable=not debug)
 
 
 def resume_run(
@@ -70,7 +70,7 @@ def resume_run(
     if saved.state == "completed" and checkpoint is None and not overrides:
         return _nothing_to_do(saved, as_json=as_json)
     opening = partial(open_run, resume=saved.path, set=overrides, own_rng=True, checkpoint=checkpoint, **options)
-    return _conduct(opening, as_json=as_json)
+    return _conduct(opening, as_json=as_json, resumable=True)
 
 
 def _nothing_to_do(saved: SavedRun, *, as_json: bool) -> int:
@@ -138,7 +138,7 @@ def evaluate_run(streams: Sequence[str], run: str, overrides: Sequence[str], *, 
     return _conduct(partial(open_evaluation, run, streams, set=overrides, own_rng=True, **options), as_json=as_json)
 
 
-def _conduct(opening: Opening, *, as_json: bool, debug: bool = False, rm: bool = False) -> int:
+def _conduct(opening: Opening, *, as_json: bool, debug: bool = False, rm: bool = False, resumable: bool = False) -> int:
     configure_logging()
     try:
         outcome = anyio.run(_run, opening, rm, debug, backend_options={"use_uvloop": uvloop_is_there()})
@@ -151,10 +151,17 @@ def _conduct(opening: Opening, *, as_json: bool, debug: bool = False, rm: bool =
         return outcome.exit_code
     if outcome.live is not None:
         _print_outcome(outcome.live, outcome, as_json, removed=rm)
+        if resumable and not rm and outcome.exit_code in INTERRUPTED.values():
+            complain(f"to go on: asyncloop resume {_short(outcome.live)}")
     elif as_json:
         nothing: dict[str, Any] = {"epochs": 0, "steps": 0, "metrics": {}}
         _print_object(None, None, "failed", outcome.reason, outcome.exit_code, nothing)
     return outcome.exit_code
+
+
+def _short(live: Run) -> str:
+    """How `find_run` is told which run this is: its id, or its path if it is not below runs/."""
+    return live.id if live.dir is not None and live.dir.parent == Path("runs").absolute() else str(live.dir)
 
 
 async def _run(opening: Opening, rm: bool, debug: bool) -> _Outcome:

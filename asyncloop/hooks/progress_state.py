@@ -76,7 +76,8 @@ class ProgressState:
     """The streams this epoch has trained on."""
     _points: deque[tuple[float, int]] = field(default_factory=lambda: deque[tuple[float, int]](maxlen=_RATE_POINTS))
 
-    def begin_training(self, event: BeforeTraining) -> None:
+    def begin_training(self, event: BeforeTraining, now_s: float) -> None:
+        self._began_s = now_s  # of an epoch that began in an earlier session only the rest is told
         self.epochs = getattr(event.run, "epochs", None)
         self.steps = getattr(event.run, "steps", None)
         known: object = getattr(event.run.dataset, "num_batches", None)

@@ -62,6 +62,8 @@ class SaveBest(Hook):
         )
         self.needs_streams = () if stream.startswith("unnamed_") else (stream,)
         """What the dataset must have; found missing before a run begins."""
+        self.needs_evaluated = self.needs_streams
+        """What it waits for; a run that never evaluates it is warned of before it begins."""
         self.needs_variables = (variable,)
         self._variable, self._stream, self._aggregation = variable, stream, aggregation
         self._what = f"{aggregation} {variable} of {stream}"
@@ -96,7 +98,7 @@ class SaveBest(Hook):
             self._judge(event)
 
     async def after_training(self, event: AfterTraining) -> None:
-        if self._judged is None and self._best is None and event.success:
+        if self._judged is None and self._best is None and event.success and event.epoch > 0:
             logger.warning(
                 "SaveBest never saw the stream %r and saved nothing; is it among the engine's extra_streams?",
                 self._stream,

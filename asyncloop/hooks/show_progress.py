@@ -69,8 +69,8 @@ class ShowProgress(Hook):
         self._close()
 
     def before_training(self, event: BeforeTraining) -> None:
-        self._state.begin_training(event)
         self._drawn_s = time.perf_counter()
+        self._state.begin_training(event, self._drawn_s)
         self.open(event.run)
 
     def before_epoch(self, event: BeforeEpoch) -> None:

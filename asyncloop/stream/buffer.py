@@ -172,10 +172,8 @@ class StreamBuffer(Generic[T]):
 
         Raises EndOfStream after the last one, the producer's error where it happened, Interrupted after `interrupt()`.
         """
-        try:
-            item = self._items.popleft()
-        except IndexError:
-            item = self._wait_in_thread()
+        # Asked first: an error raised inside an `except IndexError` would be told with that one.
+        item = self._items.popleft() if self._items else self._wait_in_thread()
         if self._producer.asleep and len(self._items) <= self._wake_producer_at:
             self._producer.wake()
         return item

@@ -13,7 +13,7 @@ from asyncloop.errors import ConfigError, ModelError
 from asyncloop.nested import is_nested
 from asyncloop.torch.arguments import Table, close_to, made, of_kind
 
-__all__ = ["LOSS_KEYS", "Loss", "Losses", "looked_up", "named_parts"]
+__all__ = ["LOSS_KEYS", "Loss", "Losses", "has", "looked_up", "named_parts"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class Losses(nn.Module):
         for name, each in self.by_name.items():
             if active is not None and name not in active:
                 continue
-            if optional and not all(_has(values, wanted) for wanted in each.inputs):
+            if optional and not all(has(values, wanted) for wanted in each.inputs):
                 continue
             parts[name] = value = self.alone(name, values)
             weighted = value if each.weight == 1.0 else value * each.weight
@@ -106,7 +106,8 @@ def looked_up(values: Mapping[str, Any], names: Sequence[str], who: str) -> list
     return found
 
 
-def _has(values: Mapping[str, Any], name: str) -> bool:
+def has(values: Mapping[str, Any], name: str) -> bool:
+    """Whether there is something under a name or a path."""
     try:
         leaf(values, name)
     except KeyError:

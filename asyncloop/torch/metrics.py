@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from asyncloop.errors import ConfigError
 from asyncloop.nested import is_nested
 from asyncloop.torch.arguments import Table, made, of_kind
-from asyncloop.torch.losses import looked_up, named_parts
+from asyncloop.torch.losses import has, looked_up, named_parts
 from asyncloop.torch.states import tensors_of
 
 __all__ = ["METRIC_KEYS", "Metric", "PassMetrics"]
@@ -49,6 +49,8 @@ class PassMetrics:
         self._device = device
         self._blank: dict[str, Metric] = {}
         self._of_pass: dict[_Pass, dict[str, Metric]] = {}
+        self._updated: dict[_Pass, set[str]] = {}
+        """The metrics of a pass that have been given something."""
         for name, each in named_parts(given, "metrics", "metric"):
             metric = each
             if is_nested(each):
@@ -77,12 +79,16 @@ class PassMetrics:
             metric.of.reset()
 
     @torch.no_grad()
-    def update(self, at: _Pass, values: Mapping[str, Any], *, counts: bool = True) -> None:
+    def update(self, at: _Pass, values: Mapping[str, Any], *, counts: bool = True, optional: bool = False) -> None:
         """One batch more, from detached outputs and sources on the device.
 
-        `counts` false: it is another process's, and only shows of which kind the values are.
+        `counts` false: it is another process's, and only shows of which kind the values are. `optional`: a metric of
+        which something is not there is left out (inference without labels).
         """
         for name, metric in self._own(at).items():
+            if optional and not all(has(values, wanted) for wanted in metric.inputs):
+                continue
+            self._updated.setdefault(at, set()).add(name)
             if not counts and not any(_counting(metric.of)):
                 continue
             with nullcontext() if counts else _unchanged(metric.of):
@@ -91,8 +97,10 @@ class PassMetrics:
     def result(self, at: _Pass) -> dict[str, Any]:
         """The metrics of a pass that is over: numbers, arrays as lists, dicts of numbers. What was gathered is let go."""
         found: dict[str, Any] = {}
+        updated = self._updated.pop(at, set())
         for name, metric in self._of_pass.get(at, {}).items():
-            found[name] = _host(metric.of.compute())
+            if name in updated:
+                found[name] = _host(metric.of.compute())
             metric.of.reset()
         return found
 
@@ -114,6 +122,7 @@ class PassMetrics:
                     continue
                 with nullcontext() if is_first else _unchanged(own[name].of):
                     _load(own[name].of, metrics[name], self._device)
+                self._updated.setdefault((stream, True), set()).add(name)
 
     def _own(self, at: _Pass) -> dict[str, Metric]:
         if at not in self._of_pass:

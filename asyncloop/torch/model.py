@@ -305,7 +305,7 @@ class TorchModel:
                 outputs = self.step(sources, train=False, stream=stream)
             if self.metrics is not None:
                 counts = bool(self._spread.weight_of(batch))
-                self.metrics.update((stream, False), {**sources, **outputs}, counts=counts)
+                self.metrics.update((stream, False), {**sources, **outputs}, counts=counts, optional=True)
         except BaseException:
             self._set_mode(train=True)
             raise
@@ -361,6 +361,23 @@ class TorchModel:
     def stage(self, batch: Batch) -> Any:
         """Begin to copy a batch to the device, ahead of its step. Any thread."""
         return self._lane.stage(batch)
+
+    def eval(self) -> None:
+        """Be ready for inference, also by `net(…)`: modules in eval mode, the average in the place of the weights."""
+        self._set_mode(train=False)
+
+    @property
+    def cannot_train(self) -> str | None:
+        """Why no training step is possible, in words; None if one is."""
+        if self.updates is None:
+            return 'has no optimizer, so it can only be evaluated: write optimizer = { class = "torch.optim:AdamW", lr = 1e-3 }'
+        has_own = type(self).step is not TorchModel.step or self._loss_output in self._outputs
+        if self.losses is None and not has_own:
+            told = (
+                f"names the output {self._loss_output!r} as its loss" if self._loss_output != "loss" else "has no loss"
+            )
+            return f'{told}, and `outputs` has only {", ".join(self._outputs)}: write loss = {{ class = "torch.nn:CrossEntropyLoss" }}'
+        return None
 
     def begin_stream(self, stream: str, *, train: bool) -> None:
         if self.device.type == "cuda":

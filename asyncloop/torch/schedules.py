@@ -45,7 +45,10 @@ class Schedule(Table):
         problems: list[str] = []
         falls = self.kind in ("linear", "cosine", "polynomial")
         if falls and (self.until is None or self.until <= self.warmup):
-            problems.append(f"a {self.kind} schedule needs `until`, more steps than its warmup of {self.warmup}")
+            found = "and it is not there" if self.until is None else f"and it is {self.until}"
+            problems.append(
+                f"a {self.kind} schedule needs `until`, more steps than its warmup of {self.warmup}, {found}"
+            )
         if not falls and self.until is not None:
             problems.append(f"a {self.kind} schedule has no end, so `until` means nothing to it")
         if self.kind == "step" and (self.every is None) == (not self.at):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Any
@@ -32,6 +33,7 @@ class Remote:
     async def __aenter__(self) -> Remote:
         import httpx2
 
+        logging.getLogger("httpx2").setLevel(logging.WARNING)  # it tells of each request
         self._stack = await AsyncExitStack().__aenter__()
         url = await self._stack.enter_async_context(serving(self._delay_s))
         self._client = await self._stack.enter_async_context(httpx2.AsyncClient(base_url=url, trust_env=False))

@@ -2,12 +2,14 @@
 
 import importlib.util
 import json
+import subprocess
+import sys
 from importlib import resources
 from pathlib import Path
 
 import pytest
 
-FILES = {"cfg.toml", "cfg.schema.json", "data.py", "model.py", "test_project.py"}
+FILES = {"cfg.toml", "cfg.schema.json", "data.py", "model.py", "test_project.py", ".gitignore", "pytest.ini"}
 
 every_template = pytest.mark.parametrize(
     "template",
@@ -46,6 +48,15 @@ def test_its_own_test_passes(asyncloop, project: Path, template: str):
     assert asyncloop(f"init new --template {template}")[0] == 0
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_project.py"]
     done = subprocess.run(command, cwd=project / "new", capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stdout
+
+
+def test_its_test_passes_beside_a_run_that_holds_a_copy_of_it(asyncloop, project: Path):
+    assert asyncloop("init new")[0] == 0
+    assert asyncloop("run new --progress none --set engine.epochs=1 --set run.root=new/runs")[0] == 0
+    (run,) = (project / "new" / "runs").iterdir()
+    assert (run / "code" / "test_project.py").is_file()
+    done = subprocess.run([sys.executable, "-m", "pytest", "-q", "new"], cwd=project, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout
 
 

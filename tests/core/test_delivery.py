@@ -365,3 +365,29 @@ async def test_wrong_declarations_are_named() -> None:
     ):
         with pytest.raises(ConfigError, match=pattern):
             engine(Keeping(**declared))
+
+
+class Misspelt(Hook):
+    def after_bacth(self, event: Any) -> None:
+        raise AssertionError("nothing calls it")
+
+
+class Keras(Hook):
+    def on_epoch_end(self, event: Any) -> None:
+        raise AssertionError("nothing calls it")
+
+
+async def test_a_method_that_nothing_calls_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    await Engine(Counting(), Arrays(2), [Misspelt(), Keras()], epochs=1).train()
+    assert "hook Misspelt: nothing calls its method after_bacth; did you mean after_batch?" in caplog.text
+    assert "hook Keras handles no event; what is called: after_batch, after_batches," in caplog.text
+
+
+async def test_an_error_of_a_producer_is_told_without_one_of_ours() -> None:
+    def broken() -> Any:
+        yield {"x": np.ones(2)}
+        raise RuntimeError("disk on fire")
+
+    with pytest.raises(RuntimeError, match="disk on fire") as told:
+        await Engine(Counting(), Arrays(), buffer=4).epoch(train=[broken()])
+    assert told.value.__context__ is None

@@ -14,6 +14,7 @@ from hook_parts import Events, pretend, read_names
 from asyncloop import ConfigError, Engine, HookError
 from asyncloop.checkpoint import Checkpoints
 from asyncloop.hooks import ComputeStats, SaveBest, SaveEvery, SaveLatest
+from asyncloop.runs import check
 
 pytestmark = pytest.mark.anyio
 
@@ -230,6 +231,36 @@ async def test_unnamed_streams_need_no_dataset(tmp_path: Path) -> None:
     async with engine:
         await engine.epoch(evaluate=[[{"x": np.ones(2)}]])
     assert hook.state_dict()["best"] == 1.0
+
+
+async def test_a_run_that_never_evaluates_what_save_best_waits_for_is_warned_of_before_it_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "never.py").write_text(NEVER)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    config = {"dataset": {"class": "never:Data"}, "model": {"class": "never:Model"}, "hooks": [{"class": "SaveBest"}]}
+    await check({**config, "engine": {"epochs": 1, "extra_streams": ["valid"]}})
+    assert "goes by evaluations" not in caplog.text
+    await check({**config, "engine": {"epochs": 1}})
+    assert "SaveBest goes by evaluations of 'valid', which this run does not make by itself" in caplog.text
+
+
+NEVER = """
+class Data:
+    def train_stream(self):
+        yield {"x": [1.0]}
+    valid_stream = train_stream
+
+class Model:
+    input_names, output_names = ["x"], ["loss"]
+    def run(self, batch, *, train, stream):
+        return {"loss": 1.0}
+    def state_dict(self):
+        return {}
+    def load_state_dict(self, state):
+        pass
+"""
 
 
 def test_a_value_that_was_best_by_another_measure_counts_no_more(caplog: pytest.LogCaptureFixture) -> None:

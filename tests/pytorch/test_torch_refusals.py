@@ -14,6 +14,7 @@ from torch_parts import ADAM, LOSS, N_CLASSES, N_INPUTS, Data, Net, a_model, hea
 import asyncloop
 from asyncloop import AfterBatch, ConfigError, Hook, ModelError
 from asyncloop.evaluation import open_evaluation
+from asyncloop.runs import check
 from asyncloop.torch import TorchModel
 
 pytestmark = pytest.mark.anyio
@@ -61,6 +62,39 @@ def test_a_loss_of_many_numbers_is_told_with_its_shape() -> None:
     model = a_model(loss="output")
     with pytest.raises(ModelError, match=r"'loss' has shape \(16, 4\), not one number"):
         model.run(Data(1).batches[0], train=True, stream="train")
+
+
+def test_without_labels_losses_and_metrics_are_left_out() -> None:
+    model, batch = a_model(metrics={"right": ACCURACY}), Data(1).batches[0]
+    model.begin_stream("predict", train=False)
+    outputs = model.run({"x": batch["x"]}, train=False, stream="predict")
+    assert set(outputs) == {"output"}
+    assert model.end_stream("predict", train=False) == {}
+    model.begin_stream("valid", train=False)
+    model.run(batch, train=False, stream="valid")
+    assert set(model.end_stream("valid", train=False)) == {"right"}
+
+
+@on_asyncio
+@pytest.mark.parametrize(
+    ("before", "after", "told"),
+    [
+        ('optimizer = { class = "torch.optim:AdamW" }', "", "the model has no optimizer, so it can only be evaluated"),
+        ('loss = { class = "torch.nn:CrossEntropyLoss" }', "", "the model has no loss, and `outputs` has only output"),
+        ('loss = { class = "torch.nn:CrossEntropyLoss" }', 'loss = "cost"', "names the output 'cost' as its loss"),
+    ],
+)
+async def test_a_model_that_cannot_be_trained_is_told_before_anything_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: str, after: str, told: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("cfg.toml").write_text(CONFIG.replace('weights = "first.pt"\n', "").replace(before, after))
+    with pytest.raises(ConfigError, match=told):
+        await check("cfg.toml")
+    with pytest.raises(ConfigError, match=told):
+        async with asyncloop.open_run("cfg.toml", output_dir="run"):
+            pass
+    assert not Path("run").exists()
 
 
 @on_asyncio
@@ -225,7 +259,9 @@ async def test_a_run_needs_the_file_of_its_first_weights_only_once(
     async with asyncloop.open_run("cfg.toml", output_dir="run") as live:
         await live
     Path("first.pt").unlink()
-    assert torch.isfinite(asyncloop.load_model("run").weights()["head.weight"]).all()
+    loaded = asyncloop.load_model("run")
+    assert torch.isfinite(loaded.weights()["head.weight"]).all()
+    assert not loaded.module.training, "ready for inference, also by a call of the module itself"
     async with open_evaluation("run", ["valid"]) as live:
         await live
     async with asyncloop.open_run(resume="run", set={"engine.epochs": 2}) as live:
