@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -9,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from asyncloop.archive import find_run, is_run
+from asyncloop.archive import find_run, is_run, read_run
 from asyncloop.checkpoint import Checkpoints, Saved, load_weights
 from asyncloop.config import Component, Config, InvalidConfig, dumps, load_config
 from asyncloop.engine import Engine, Result
@@ -37,6 +38,8 @@ from asyncloop.wiring import engine_of, made, with_display
 from asyncloop.world import World
 
 __all__ = ["init_weights", "load_model", "open_evaluation"]
+
+logger = logging.getLogger("asyncloop")
 
 Overrides = Mapping[str, Any] | Sequence[str]
 
@@ -214,6 +217,8 @@ async def open_evaluation(
         found = _read(path, checkpoint)
         groups = _groups(streams, partial(SavedConfig(path, _fallback_of(found)).load, config, set=set))
         saved = _needed(found, *(group.config.model for group in groups))
+        if saved is not None and read_run(path).state == "failed":
+            logger.warning("%s has failed; these are its weights of step %d", path, saved.step)
         return _Plan(path, None if saved is None else saved.path.name, saved, {}, groups, rundir, list(streams))
 
     async with AsyncExitStack() as stack:

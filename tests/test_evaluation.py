@@ -96,6 +96,15 @@ async def test_an_evaluation_takes_the_weights_and_the_counters_of_the_checkpoin
 
 
 @pytest.mark.anyio
+async def test_the_weights_of_a_run_that_failed_are_said_to_be_that(
+    run: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (run / "run.json").write_text((run / "run.json").read_text().replace('"completed"', '"failed"'))
+    async with open_evaluation(run, ["valid"]) as live:
+        await live
+    assert "has failed; these are its weights of step" in caplog.text
+
+
 async def test_an_evaluation_leaves_the_run_as_it_was_and_writes_below_it(run: Path) -> None:
     before = contents(run)
     async with open_evaluation(run, ["valid", "train"]) as live:
