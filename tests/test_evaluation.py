@@ -105,6 +105,7 @@ async def test_the_weights_of_a_run_that_failed_are_said_to_be_that(
     assert "has failed; these are its weights of step" in caplog.text
 
 
+@pytest.mark.anyio
 async def test_an_evaluation_leaves_the_run_as_it_was_and_writes_below_it(run: Path) -> None:
     before = contents(run)
     async with open_evaluation(run, ["valid", "train"]) as live:
