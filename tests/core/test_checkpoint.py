@@ -108,7 +108,7 @@ def test_damage_is_always_noticed(tmp_path: Path, file: str, damage: str) -> Non
 def test_no_checkpoint_is_named_with_what_there_is(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path)
     checkpoints.write(3, EMPTY, {}, [])
-    with pytest.raises(CheckpointError, match=r"no checkpoint 'step-00000004' .*there are: step-00000003"):
+    with pytest.raises(CheckpointError, match=r"no checkpoint 'step-00000004' .*there are: latest, step-00000003"):
         checkpoints.read("4")
 
 
