@@ -29,6 +29,9 @@ from asyncloop.rundir import RunDir
 
 pytestmark = pytest.mark.anyio
 
+on_asyncio = pytest.mark.parametrize("anyio_backend", ["asyncio"], indirect=True)
+"""For what is about files, and need not be tested on each event loop."""
+
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
@@ -84,6 +87,7 @@ async def test_an_older_checkpoint_leads_to_the_same_end(stopped: Path, project:
     assert outcome(stopped) == whole
 
 
+@on_asyncio
 async def test_a_run_killed_right_after_it_went_back_goes_on_from_there(stopped: Path, project: Path) -> None:
     whole = outcome(await run_to_end(source="cfg.toml"))
     resumption = prepare(stopped, checkpoint="8")
@@ -94,6 +98,7 @@ async def test_a_run_killed_right_after_it_went_back_goes_on_from_there(stopped:
     assert outcome(stopped) == whole
 
 
+@on_asyncio
 async def test_a_finished_run_killed_while_it_goes_back_is_not_finished(
     stopped: Path, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,6 +117,7 @@ async def test_a_finished_run_killed_while_it_goes_back_is_not_finished(
     assert outcome(stopped) == outcome(await run_to_end(source="cfg.toml"))
 
 
+@on_asyncio
 async def test_a_best_one_that_was_given_up_is_found_anew(stopped: Path, caplog: pytest.LogCaptureFixture) -> None:
     checkpoints = Checkpoints(stopped / "checkpoints")
     (stopped / "checkpoints" / "best").unlink()  # as going back to before it does
@@ -120,6 +126,7 @@ async def test_a_best_one_that_was_given_up_is_found_anew(stopped: Path, caplog:
     assert checkpoints.read("best").step > 10
 
 
+@on_asyncio
 async def test_an_evaluation_is_not_resumed(stopped: Path) -> None:
     async with open_evaluation(stopped, ["valid"]) as live:
         await live
@@ -130,6 +137,7 @@ async def test_an_evaluation_is_not_resumed(stopped: Path) -> None:
     assert contents(live.dir) == before
 
 
+@on_asyncio
 async def test_a_finished_run_that_saved_nothing_is_not_emptied(project: Path) -> None:
     run = await run_to_end(source="cfg.toml", set={"engine.epochs": 0, "hooks": []})
     before = contents(run)
@@ -172,6 +180,7 @@ async def test_a_run_of_an_engine_goes_on_with_another_engine(tmp_path: Path) ->
     assert str(model.state_dict()) == str(whole.state_dict())
 
 
+@on_asyncio
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
@@ -201,6 +210,7 @@ async def test_an_engine_that_would_lead_elsewhere_is_refused_by_name(
     assert list(recorded) == list(changed)
 
 
+@on_asyncio
 async def test_an_engine_whose_model_cannot_load_the_state_is_told_before_anything_is_changed(tmp_path: Path) -> None:
     class Refusing(Counting):
         def load_state_dict(self, state: Any) -> None:
@@ -215,6 +225,7 @@ async def test_an_engine_whose_model_cannot_load_the_state_is_told_before_anythi
     assert contents(tmp_path / "run") == before
 
 
+@on_asyncio
 async def test_a_model_whose_code_has_changed_is_told_before_anything_is_changed(stopped: Path, project: Path) -> None:
     with open(project / "exact_parts.py", "a") as code:
         code.write(
@@ -229,6 +240,7 @@ async def test_a_model_whose_code_has_changed_is_told_before_anything_is_changed
     assert contents(stopped) == before
 
 
+@on_asyncio
 async def test_a_place_far_into_ten_million_examples_is_reached_without_reading_up_to_it(tmp_path: Path) -> None:
     read = list[int]()
 
@@ -341,6 +353,7 @@ async def test_one_run_has_one_writer_and_a_killed_one_does_not_block(stopped: P
     await run_to_end(resume=stopped)
 
 
+@on_asyncio
 async def test_a_forked_child_does_not_hold_the_lock_of_a_killed_run(stopped: Path) -> None:
     code = (
         "import os, time\nfrom pathlib import Path\nfrom asyncloop.rundir import RunDir\n"
@@ -358,6 +371,7 @@ async def test_a_forked_child_does_not_hold_the_lock_of_a_killed_run(stopped: Pa
             os.kill(child, signal.SIGKILL)
 
 
+@on_asyncio
 @pytest.mark.parametrize("content", ["[]", '{"id": "a", "name": "b"}', '{"id": "a", "name": "b", "times": 3}', "{"])
 async def test_a_damaged_record_is_named(stopped: Path, content: str) -> None:
     (stopped / "run.json").write_text(content)
