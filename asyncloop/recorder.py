@@ -23,9 +23,9 @@ from asyncloop.events import (
     Resumed,
 )
 from asyncloop.hook import Hook
-from asyncloop.rundir import RunDir, jsonable, now
+from asyncloop.rundir import LINE_FILES, RunDir, jsonable, now
 from asyncloop.stats import Timings
-from asyncloop.storage import content_of, storage_errors
+from asyncloop.storage import append, content_of, storage_errors
 
 __all__ = ["Recorder"]
 
@@ -42,7 +42,7 @@ class Recorder(Hook):
     def __init__(self, rundir: RunDir) -> None:
         self._rundir = rundir
         self._evaluated: set[tuple[str, int]] = set()
-        self._lines = {"events.jsonl": 0, "metrics.jsonl": 0}
+        self._lines = dict.fromkeys(LINE_FILES, 0)
         self._resumed = False
 
     def state_dict(self) -> dict[str, Any]:
@@ -140,8 +140,8 @@ class Recorder(Hook):
 
     def _append(self, name: str, entry: Mapping[str, Any]) -> None:
         path = self._rundir.path / name
-        with storage_errors("write", path), open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(jsonable(entry)) + "\n")
+        with storage_errors("write", path):
+            append(path, (json.dumps(jsonable(entry)) + "\n").encode())
         self._lines[name] += 1
 
 

@@ -33,13 +33,16 @@ from asyncloop.run_json import sound_record
 from asyncloop.snapshot import copy_code, git_state
 from asyncloop.storage import content_of, entries_of, is_dir, is_there, storage_errors
 
-__all__ = ["LOG_MARK", "RunDir", "current_run", "jsonable", "launch_id", "now"]
+__all__ = ["LINE_FILES", "LOG_MARK", "RunDir", "current_run", "jsonable", "launch_id", "now"]
 
 logger = logging.getLogger("asyncloop")
 
 current_run: ContextVar[str | None] = ContextVar("current_run", default=None)
 """The id of the run whose code is executing, on whatever thread; log.txt takes only its own run's records."""
 
+
+LINE_FILES: tuple[str, ...] = ("events.jsonl", "metrics.jsonl")
+"""What the Recorder writes line by line."""
 
 LOG_MARK = "checkpoint of step %d"
 """A line of log.txt, by which a resume finds how much of it belongs to a checkpoint."""
@@ -167,6 +170,8 @@ class RunDir:
     def take_over(self, step: int, lines: Mapping[str, int] | None, files: Mapping[str, str], **entries: Any) -> None:
         """Bring a reopened directory back to a checkpoint: its files to the `lines` of then, None for an empty run.
 
+        A file whose lines of then are not known keeps what it has, but for half a line at its end.
+
         `files` are written anew; `entries` join the record of this resume in run.json. Raises StorageError.
         """
         if self.is_anothers:
@@ -177,8 +182,8 @@ class RunDir:
             if lines is None:
                 self._empty()
             else:
-                for name, n_lines in lines.items():
-                    self._cut(name, n_lines, step)
+                for name in LINE_FILES:
+                    self._cut(name, lines.get(name), step)
                 self._cut_log(LOG_MARK % step)
             for name, text in files.items():
                 write_atomically(self.path / name, text.encode())
@@ -193,10 +198,15 @@ class RunDir:
             elif entry.name not in _NEVER_CUT:
                 shutil.rmtree(entry) if is_dir(entry) else entry.unlink()
 
-    def _cut(self, name: str, n_lines: int, step: int) -> None:
-        """Forget what a file holds behind its first `n_lines` lines, but for events of the checkpoint itself."""
+    def _cut(self, name: str, n_lines: int | None, step: int) -> None:
+        """Forget what a file holds behind its first `n_lines` lines, but for events of the checkpoint itself.
+
+        None: behind all its whole lines.
+        """
         path = self.path / name
         there = (content_of(path) or b"").splitlines(keepends=True)
+        if n_lines is None:
+            n_lines = sum(line.endswith(b"\n") for line in there)
         if len(there) < n_lines:
             logger.warning("%s has %d lines and had %d at the checkpoint", path, len(there), n_lines)
         elif there[n_lines:]:

@@ -12,12 +12,13 @@ import os
 import shutil
 import stat
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from asyncloop.errors import StorageError
 
 __all__ = [
+    "append",
     "clear_away",
     "content_of",
     "entries_of",
@@ -109,6 +110,24 @@ def content_of(path: Path) -> bytes | None:
     except OSError as error:
         _raise_refusal(error)
         return None
+
+
+def append(path: Path, content: bytes) -> int:
+    """Write at the end of a file, all of it or nothing; its size afterwards. Raises OSError.
+
+    Nothing, as far as the file system lets what it has taken be cut off again.
+    """
+    with open(path, "ab", buffering=0) as file:
+        size = file.tell()
+        rest = memoryview(content)
+        try:
+            while rest:
+                rest = rest[file.write(rest) :]
+        except OSError:
+            with suppress(OSError):  # what was refused first is what the user has to know
+                os.ftruncate(file.fileno(), size)
+            raise
+    return size + len(content)
 
 
 def clear_away(path: Path) -> None:

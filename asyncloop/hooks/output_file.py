@@ -9,7 +9,7 @@ from pathlib import Path, PurePath
 from asyncloop.checkpoint import write_atomically
 from asyncloop.errors import HookError, StorageError
 from asyncloop.events import Event
-from asyncloop.storage import content_of, is_dir, is_there, storage_error
+from asyncloop.storage import append, content_of, is_dir, is_there, storage_error
 
 __all__ = ["OutputFile", "file_name"]
 
@@ -49,13 +49,11 @@ class OutputFile:
             raise _refused("read", path, error) from error
 
     def append(self, event: Event, text: str) -> int:
-        """Write at the end, in one go; the file's size afterwards. Makes the directory if it has to, but not the run's."""
+        """Write at the end, all of it or nothing; the file's size afterwards. Makes the directory if it has to, but not the run's."""
         path = self.path(event)
         try:
             self._make_parent(event, path)
-            with open(path, "ab") as file:
-                file.write(text.encode())
-                return file.tell()
+            return append(path, text.encode())
         except OSError as error:
             raise _refused("write", path, error) from error
 

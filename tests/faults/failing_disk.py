@@ -148,6 +148,8 @@ class Disk:
             if isinstance(file, int) or self._below(file, None) is None:
                 return real(file, mode, buffering, *args, **kwargs)
             raw = _File(self, os.fspath(file), mode.replace("b", "").replace("t", ""))
+            if buffering == 0:
+                return raw
             if "+" in mode:
                 buffered: Any = io.BufferedRandom(raw)
             else:

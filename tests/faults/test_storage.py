@@ -12,7 +12,7 @@ from asyncloop import StorageError
 from asyncloop.archive import find_run
 from asyncloop.checkpoint import Checkpoints
 from asyncloop.saved_config import SavedConfig, check_stored
-from asyncloop.storage import clear_away, content_of, entries_of, is_dir, is_file, is_there
+from asyncloop.storage import append, clear_away, content_of, entries_of, is_dir, is_file, is_there
 
 LOOKS: list[Callable[[Path], object]] = [is_there, is_file, is_dir, entries_of, content_of]
 
@@ -60,6 +60,17 @@ def test_what_is_cleared_away_is_gone_and_what_has_to_stay_is_named(
         clear_away(tmp_path / "one")
     assert f"cannot remove {tmp_path / 'one'}: Permission denied; check the permissions" in caplog.text
     assert is_dir(tmp_path / "one")
+
+
+def test_what_is_appended_is_all_there_or_nothing_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "lines"
+    assert append(path, b"one\n") == 4
+    with Disk(tmp_path, "half", 1):
+        with pytest.raises(OSError, match="No space left"):
+            append(path, b"lost\n")
+        assert path.read_bytes() == b"one\n"
+        assert append(path, b"two\n") == 8
+    assert path.read_bytes() == b"one\ntwo\n"
 
 
 def test_checkpoints_that_nobody_may_look_at_are_an_error_and_not_none(tmp_path: Path) -> None:

@@ -99,6 +99,19 @@ async def test_a_run_killed_right_after_it_went_back_goes_on_from_there(stopped:
 
 
 @on_asyncio
+async def test_half_a_line_goes_even_where_the_checkpoint_does_not_say_how_many_there_were(
+    stopped: Path, project: Path
+) -> None:
+    path = stopped / "events.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"event": "befo')
+    rundir = RunDir.reopen(stopped)
+    rundir.take_over(8, {}, {})
+    rundir.close()
+    assert path.read_bytes() == whole
+
+
+@on_asyncio
 async def test_a_finished_run_killed_while_it_goes_back_is_not_finished(
     stopped: Path, project: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
