@@ -13,7 +13,7 @@ from asyncloop.errors import ConfigError, ModelError
 from asyncloop.nested import is_nested
 from asyncloop.torch.arguments import Table, close_to, made, of_kind
 
-__all__ = ["LOSS_KEYS", "Loss", "Losses", "has", "looked_up", "named_parts"]
+__all__ = ["LOSS_KEYS", "Loss", "Losses", "called", "has", "looked_up", "named_parts"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +79,7 @@ class Losses(nn.Module):
     def alone(self, name: str, values: Mapping[str, Any]) -> Tensor:
         """One of them, without its weight."""
         each = self.by_name[name]
-        return each.fn(*looked_up(values, each.inputs, f"loss {name!r}"))
+        return called(each.fn, values, each.inputs, f"loss {name!r}")
 
 
 def named_parts(given: Any, what: str, key: str) -> Iterator[tuple[str, Any]]:
@@ -91,6 +91,26 @@ def named_parts(given: Any, what: str, key: str) -> Iterator[tuple[str, Any]]:
     if not table:
         raise ConfigError(f"{what}: an empty table; give a class, or leave it out")
     yield from table.items()
+
+
+def called(
+    fn: Callable[..., Any], values: Mapping[str, Any], names: Sequence[str], who: str, keywords: Sequence[str] = ()
+) -> Any:
+    """What a function makes of the values under names or paths, given in order or, if there are any, by `keywords`.
+
+    Its errors say whose they are, and of which values.
+    """
+    given = looked_up(values, names, who)
+    try:
+        return fn(**dict(zip(keywords, given, strict=True))) if keywords else fn(*given)
+    except Exception as error:
+        parts = (f"{name}: {_kind_of(value)}" for name, value in zip(names, given, strict=True))
+        error.add_note(f"{who} was given {', '.join(parts)}")
+        raise
+
+
+def _kind_of(value: Any) -> str:
+    return f"{value.dtype} {tuple(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
 
 
 def looked_up(values: Mapping[str, Any], names: Sequence[str], who: str) -> list[Any]:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from asyncloop.errors import ConfigError
 from asyncloop.nested import is_nested
 from asyncloop.torch.arguments import Table, made, of_kind
-from asyncloop.torch.losses import has, looked_up, named_parts
+from asyncloop.torch.losses import called, has, named_parts
 from asyncloop.torch.states import tensors_of
 
 __all__ = ["METRIC_KEYS", "Metric", "PassMetrics"]
@@ -92,7 +92,7 @@ class PassMetrics:
             if not counts and not any(_counting(metric.of)):
                 continue
             with nullcontext() if counts else _unchanged(metric.of):
-                metric.of.update(*looked_up(values, metric.inputs, f"metric {name!r}"))
+                called(metric.of.update, values, metric.inputs, f"metric {name!r}")
 
     def result(self, at: _Pass) -> dict[str, Any]:
         """The metrics of a pass that is over: numbers, arrays as lists, dicts of numbers. What was gathered is let go."""

@@ -23,7 +23,7 @@ from asyncloop.torch.arguments import listed, matching, of_kind
 from asyncloop.torch.averaging import EMA, Average
 from asyncloop.torch.building import captures, compiled, device_named, dtype_of, module_of, pretrained_of
 from asyncloop.torch.lane import Lane
-from asyncloop.torch.losses import LOSS_KEYS, Losses, looked_up
+from asyncloop.torch.losses import LOSS_KEYS, Losses, called, looked_up
 from asyncloop.torch.metrics import METRIC_KEYS, PassMetrics
 from asyncloop.torch.microbatches import Part, detached, number_of, pieces, whole
 from asyncloop.torch.numerics import NOTHING, Numerics, Precision
@@ -206,10 +206,9 @@ class TorchModel:
     def outputs_of(self, net: Callable[..., Any], batch: Mapping[str, Any]) -> dict[str, Any]:
         """What `net` gives for the model's inputs, by name. ModelError if names and results do not match."""
         if isinstance(self._inputs, Mapping):
-            sources = looked_up(batch, list(self._inputs.values()), "the module")
-            result = net(**dict(zip(self._inputs, sources, strict=True)))
+            result = called(net, batch, list(self._inputs.values()), "the module", list(self._inputs))
         else:
-            result = net(*looked_up(batch, self._inputs, "the module"))
+            result = called(net, batch, self._inputs, "the module")
         if isinstance(result, Tensor):  # first, for it is the common kind, and slow to be asked for anything else
             parts: Sequence[Any] = (result,)
         elif isinstance(result, Mapping):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import weakref
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from torch_parts import ADAM, LOSS, N_CLASSES, N_INPUTS, Data, a_model, on_async
 
 from asyncloop import AfterBatch, ConfigError, Engine, ModelError
 from asyncloop.torch import TorchModel
+from asyncloop.torch.metrics import Metric
 
 pytestmark = pytest.mark.anyio
 
@@ -37,6 +39,19 @@ class Net(nn.Module):
         if self.form == "named tuple":
             return Pair(logits, norm)
         return {"logits": logits, "norm": norm} if self.form == "mapping" else (logits, norm)
+
+
+class Strict:
+    """A metric that no value is right for."""
+
+    def update(self, logits: torch.Tensor, label: torch.Tensor) -> None:
+        raise ValueError("of another kind")
+
+    def compute(self) -> float:
+        return 0.0
+
+    def reset(self) -> None:
+        pass
 
 
 def batch() -> dict[str, Any]:
@@ -69,6 +84,28 @@ def test_whatever_form_a_module_returns_its_outputs_have_names(form: str) -> Non
     assert outputs["norm"] == pytest.approx(float(np.linalg.norm(batch()["x"])))
     assert outputs["logits"]().shape == (16, N_CLASSES)
     assert set(outputs) == {"loss", "logits", "norm", "lr"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "note"),
+    [
+        ({"inputs": ["label"]}, r"the module was given label: torch.int64 \(16,\)"),
+        ({"inputs": {"image": "label"}}, r"the module was given label: torch.int64 \(16,\)"),
+        (
+            {"loss": {**LOSS, "inputs": ["logits", "x"]}},
+            r"loss 'loss' was given logits: torch.float32 \(16, \d+\), x: torch.float32 \(16, \d+\)",
+        ),
+        (
+            {"metrics": {"top": Metric(Strict(), ["logits", "label"])}},
+            r"metric 'top' was given logits: torch.float32 \(16, \d+\), label: torch.int64 \(16,\)",
+        ),
+    ],
+)
+def test_an_error_inside_says_whose_it_is_and_what_was_given(settings: dict[str, Any], note: str) -> None:
+    torchs = model(Net(), **settings)
+    with pytest.raises((RuntimeError, ValueError)) as caught:
+        torchs.run(batch(), train=True, stream="train")
+    assert any(re.fullmatch(note, each) for each in caught.value.__notes__), caught.value.__notes__
 
 
 def test_as_many_outputs_as_there_are_names_or_an_error_that_counts_both() -> None:
