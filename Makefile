@@ -2,6 +2,8 @@
 PYTHON ?= $(shell for v in 3.13 3.12 3.11; do command -v python$$v >/dev/null 2>&1 && python$$v -c '' >/dev/null 2>&1 && echo python$$v && break; done || echo python3)
 VENV ?= .venv
 PYTEST ?=
+# How many tests run at once; PYTEST="-n 0" for one after the other.
+WORKERS := -n auto --maxprocesses 4 --dist loadfile
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
@@ -18,7 +20,7 @@ test: $(VENV)/.test ## everything that must hold: lint, types, tests
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(CHECK_TORCH)
-	$(BIN)/python -m pytest $(PYTEST)
+	$(BIN)/python -m pytest $(WORKERS) $(PYTEST)
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
