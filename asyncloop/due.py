@@ -34,7 +34,7 @@ class Due:
     def next_step(self) -> int | None:
         """The next step at which something is due; until then the model thread asks nobody."""
         step = self._standing.progress.step
-        due = [self._standing.progress.steps]
+        due = [self._standing.progress.steps, step + 1 if self._put_off else None]
         if self._every is not None and self._every.unit == "steps":
             due.append(self._every.next_due(step))
         for own in self._bus.lockstep_hooks:
@@ -50,15 +50,21 @@ class Due:
         return self._due_s() if self.has_clock else None
 
     def evaluations(self) -> list[str]:
-        """The streams to evaluate at this step, each once: put off, asked for, or due by their cadence."""
+        """The streams to evaluate at this step, each once: put off, asked for, or due by their cadence.
+
+        At a step that has had its evaluation what is asked for is put off until the next.
+        """
         names, self._put_off = self._put_off, {}
         for wish in self._control.take_evaluations():
             names.update(dict.fromkeys(wish or self._extra_streams))
         step = self._standing.progress.step
+        if self._standing.evaluated_step == step:
+            self._put_off = names
+            return []
         by_step = self._every is not None and self._every.unit == "steps" and self._every.due(step)
         due_s = self.next_s()
         by_time = due_s is not None and time.perf_counter() >= due_s
-        if (by_step or by_time) and self._standing.evaluated_step != step:
+        if by_step or by_time:
             names.update(dict.fromkeys(self._extra_streams))
         return list(names)
 

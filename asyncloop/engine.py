@@ -56,7 +56,7 @@ from asyncloop.session import OpenStream, Session
 from asyncloop.standing import Standing
 from asyncloop.storage import storage_errors
 from asyncloop.stream import Interrupted, Node, check_streams
-from asyncloop.threads import off_loop
+from asyncloop.threads import off_loop, to_the_end
 from asyncloop.world import World
 
 __all__ = ["Engine", "Result"]
@@ -170,6 +170,8 @@ class Engine:
         self._n_batches = 0
         self._failure: BaseException | None = None
         self._epoch: EpochRecord | None = None
+        self._ending: Event | None = None
+        """The `after_training` under way: whoever hears of it later hears of a hook that failed in it, too."""
         self._last_delivered = -1
         self._ended_by: str | None = None
         self._restored: Saved | None = None
@@ -214,9 +216,7 @@ class Engine:
         check_streams(self.dataset, [name for name in sources if name not in given])
         data: EpochData = {}
         async with self._running(announce=False):
-            if train_names:
-                self.progress.epoch = self.progress.epochs_done + 1
-            epoch = await self._begin_epoch([*train_names, *evaluate_names])
+            epoch = await self._begin_epoch([*train_names, *evaluate_names], trains=bool(train_names))
             data = epoch.data
             for name in train_names:
                 await self._train_on(name, given.get(name), epoch)
@@ -242,7 +242,7 @@ class Engine:
         *,
         zeroth: bool = False,
     ) -> None:
-        epoch = await self._begin_epoch(names, plan)
+        epoch = await self._begin_epoch(names, plan, trains=False)
         epoch.is_zeroth = zeroth
         await self._evaluate_streams(names, epoch, {}, limits)
         await self._end_epoch(epoch, trained=False)
@@ -250,8 +250,7 @@ class Engine:
     async def _train_epoch(self, epoch: EpochRecord | None) -> None:
         """A whole epoch, or what is left of the one that a checkpoint was taken in."""
         if epoch is None:
-            self.progress.epoch = self.progress.epochs_done + 1
-            epoch = await self._begin_epoch([self.train_stream, *self.extra_streams], self._plan())
+            epoch = await self._begin_epoch([self.train_stream, *self.extra_streams], self._plan(), trains=True)
         self._epoch = epoch
         if epoch.phase == "train":
             await self._train_on(self.train_stream, None, epoch, self.epoch_size)
@@ -264,17 +263,28 @@ class Engine:
         await self._end_epoch(epoch, trained=True)
 
     def _plan(self) -> list[tuple[str, bool]]:
-        """The streams of a training epoch in their order, and the one after them."""
+        """The streams of an epoch that trains in their order, and the one after them."""
         train = (self.train_stream, True)
         if self.epoch_size is not None:  # the source may end inside the epoch; its next pass then goes on
             return [train, train]
-        maybe_last = self._is_last_epoch or self.progress.steps is not None
+        progress = self.progress
+        maybe_last = progress.steps is not None or progress.epochs_done + 1 == progress.epochs
         return [train, *((name, False) for name in self.extra_streams), *([] if maybe_last else [train])]
 
-    async def _begin_epoch(self, names: list[str], plan: Sequence[tuple[str, bool]] = ()) -> EpochRecord:
-        epoch = self._epoch = EpochRecord(names, plan)
+    async def _begin_epoch(
+        self, names: list[str], plan: Sequence[tuple[str, bool]] = (), *, trains: bool
+    ) -> EpochRecord:
+        """A new epoch, of which every hook has heard. What ends the run before they all have is repeated by a resume."""
         await self._look()
+        await self.bus.settle()
+        if trains:
+            self.progress.epoch = self.progress.epochs_done + 1
+        epoch = self._epoch = EpochRecord(names, plan)
+        self._saver.hold(epoch)
         await self.bus.barrier(self._event(BeforeEpoch, names))
+        await self._look(leaves=False)
+        epoch.has_begun = True
+        self._saver.let_go()
         await self._look()
         return epoch
 
@@ -291,8 +301,9 @@ class Engine:
             alone_or_first = self._peers is None or self._peers.is_first
             training.load_state_dict(epoch.resumed if alone_or_first else {**epoch.resumed, "sums": {}, "weights": {}})
             epoch.resumed = None
-            await self._take_up_due(stream, stretch)
-        while self.progress.steps_left != 0 and not stretch.is_full:
+            if not training.is_over:
+                await self._take_up_due(stream, stretch)
+        while not (training.is_over or self.progress.steps_left == 0 or stretch.is_full):
             stretch.until_step = self._due.next_step()
             stretch.until_s = self._due.next_s()
             if self._peers is not None:
@@ -310,6 +321,7 @@ class Engine:
             if not carried_over_at_its_end:
                 self._check_empty(name, accepted)
                 if size is None or accepted == 0:
+                    training.is_over = True
                     break
             stream = await self._take(name, True, source)
             stretch.feed, stretch.index, stretch.cursor = stream.feed, stream.position.index, stream.position.cursor
@@ -359,6 +371,7 @@ class Engine:
         await self._gather_logged(epoch)
         self._due.evaluated()
         await self.bus.barrier(self._event(AfterEvaluation, epoch.data, names))
+        epoch.take_logged()
         self._standing.remember(epoch.data)
 
     async def _evaluate_stream(self, stream: OpenStream, stretch: Stretch, limit: int | None) -> None:
@@ -372,9 +385,10 @@ class Engine:
             await self._pause_if_asked(between_steps=False)
 
     async def _end_epoch(self, epoch: EpochRecord, trained: bool) -> None:
+        await self._gather_logged(epoch)
+        await self._look()
         if trained:
             self.progress.epochs_done, epoch.is_ending = self.progress.epoch, True
-        await self._gather_logged(epoch)
         last = trained and self.progress.finished
         began_s = time.perf_counter()
         await self.bus.barrier(self._event(AfterEpoch, epoch.data), last=last)
@@ -455,7 +469,7 @@ class Engine:
             return "epoch over"
         asked = self._due.evaluations()
         if (asked or self.control.wants_checkpoint) and not self.epoch_size:
-            if await self._live_session.peek_end(stream):
+            if await self._live_session.peek_end(stream, stretch):
                 self._due.put_off(asked)
                 return "stream over"
             self._check_stop()
@@ -474,13 +488,18 @@ class Engine:
     async def _apply_changes(self) -> None:
         changes = self.control.take_changes()
         if changes:
-            await self._live_session.set_parameters(changes)
-            self._standing.changed |= changes
-            for name, value in changes.items():
-                self.bus.publish(self._event(ParameterChanged, name, value))
+            await to_the_end(partial(self._change, changes))
+
+    async def _change(self, changes: Mapping[str, Any]) -> None:
+        await self._live_session.set_parameters(changes)
+        self._standing.changed |= changes
+        for name, value in changes.items():
+            self.bus.publish(self._event(ParameterChanged, name, value))
 
     async def _save_if_asked(self) -> None:
-        await self._saver.save(self.control.take_checkpoints(), self._epoch)
+        requests = self.control.take_checkpoints()
+        if requests:
+            await to_the_end(partial(self._saver.save, requests, self._epoch))
 
     async def _pause_if_asked(self, between_steps: bool = True) -> None:
         """Wait while paused; between training steps parameters may be changed and checkpoints taken meanwhile."""
@@ -526,7 +545,7 @@ class Engine:
         self._check_writers()
         if self.output_dir is not None and not self.read_only:
             await off_loop("output directory", _made, self.output_dir)
-        self._failure = self._epoch = self._peers = None
+        self._failure = self._epoch = self._peers = self._ending = None
         world: World | None = getattr(self.model, "world", None)
         if world is not None and world.size > 1:
             self._peers = Peers(world, self.control)
@@ -544,8 +563,7 @@ class Engine:
                     pass
                 except BaseException as error:
                     failure = error
-                with anyio.CancelScope(shield=True):
-                    failure = await self._finish(failure, announce)
+                failure = await to_the_end(partial(self._finish, failure, announce))
         except Exception as error:  # the dataset's own end, or a bug; it never hides what failed before
             failure = joined(failure, alone(error))
         finally:
@@ -607,6 +625,8 @@ class Engine:
             failure = self._failure
         if cancelled:
             self.control.stop("cancelled")
+        if failure is not None or self.control.stop_reason is not None:
+            self.bus.hurry()
         knows = self._peers is None or failure is None or self._peers.has_failed
         if failure is not None:
             self.bus.release_thread(True)
@@ -640,7 +660,8 @@ class Engine:
         if announce:
             seen = self._failure
             reason = f"{type(failure).__name__}: {failure}" if has_failed else self._why(self.control.stop_reason)
-            await self.bus.barrier(self._event(AfterTraining, not has_failed, reason), only_set_up=True)
+            self._ending = self._event(AfterTraining, not has_failed, reason)
+            await self.bus.barrier(self._ending, only_set_up=True)
             if self._failure is not seen and self._failure is not None and failure is not self._failure:
                 failure = joined(failure, self._failure)
         return failure
@@ -750,9 +771,18 @@ class Engine:
 
     def _log_from_hook(self, hook: str, event: Event, name: str, value: Any) -> None:
         if self._epoch is not None:
-            of_batch = isinstance(event, AfterBatch)
-            stream, weight = (event.stream, event.n_examples) if of_batch else (self.train_stream, 1)
+            if isinstance(event, AfterBatch):
+                stream, weight = event.stream, event.n_examples
+            else:
+                stream, weight = self._stream_of(event, self._epoch.names), 1
             self._epoch.log(hook, stream, name, value, weight)
+
+    def _stream_of(self, event: Event, names: Sequence[str]) -> str:
+        """Whose data gets what is logged in an event that is not of one batch: of the first evaluated stream, if that is
+        what it tells of; else of the train stream, where there is one."""
+        if isinstance(event, AfterEvaluation):
+            return event.streams[0]
+        return self.train_stream if self.train_stream in names else names[0]
 
     # --- checkpoints --------------------------------------------------------------------------------------------
 
@@ -792,9 +822,12 @@ class Engine:
             self._restore_generators(saved.engine)
         if saved.epoch.get("last"):
             self._last = restored_last(saved.epoch["last"], self._event(Event))
-        if saved.epoch and saved.epoch["phase"] != "over" and self.progress.epoch > self.progress.epochs_done:
+        under_way = self.progress.epoch > self.progress.epochs_done and saved.epoch.get("begun", True)
+        if saved.epoch and saved.epoch["phase"] != "over" and under_way:
             self._unfinished = EpochRecord.restored(saved.epoch, saved.epoch["logged"], self._plan())
-            self._due.put_off(saved.epoch["pending"])
+            if saved.epoch["pending"]:
+                self._due.put_off(saved.epoch["pending"])
+                self._standing.evaluated_step = -1
 
     def _restore_generators(self, record: Mapping[str, Any]) -> None:
         """As they were. A process more than there were then has new ones, other than those of the others."""
@@ -827,6 +860,8 @@ class Engine:
 
     def _hook_failed(self, error: BaseException) -> None:
         """A hook or the checkpoint writer failed by policy: the first one ends the run, the others are noted on it."""
+        if isinstance(self._ending, AfterTraining):
+            self._ending.success, self._ending.reason = False, f"{type(error).__name__}: {error}"
         if self._failure is None:
             self._failure = error
         else:

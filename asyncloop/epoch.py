@@ -31,15 +31,18 @@ class Training:
     stretch: Stretch
     accepted_before: int = 0
     began_at: int = 0
+    is_over: bool = False
+    """Whether the stream has ended for this epoch: its position is that of the next pass then."""
 
     def state_dict(self) -> dict[str, Any]:
         """Belongs to the model's thread, where the sums may be on a device."""
         stretch = self.stretch
-        own = {"accepted_before": self.accepted_before, "began_at": self.began_at}
+        own = {"accepted_before": self.accepted_before, "began_at": self.began_at, "over": self.is_over}
         return {**own, "accepted": stretch.n_accepted, "dropped": stretch.n_dropped, **stretch.means.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.accepted_before, self.began_at = state["accepted_before"], state["began_at"]
+        self.is_over = state.get("over", False)
         self.stretch.n_accepted, self.stretch.n_dropped = state["accepted"], state["dropped"]
         self.stretch.means.load_state_dict(state)
 
@@ -54,6 +57,8 @@ class EpochRecord:
         self.data: EpochData = {}
         self.is_zeroth = self.is_ending = False
         """Ending: it counts as done, but hooks have not all heard of it; a checkpoint taken then repeats its end."""
+        self.has_begun = False
+        """Whether every hook has heard of its beginning."""
         self.phase: Phase = "train"
         self.training: Training | None = None
         self.resumed: Mapping[str, Any] | None = None
@@ -103,6 +108,7 @@ class EpochRecord:
             training = {**training, **means.state_dict()}
         return {
             "names": self.names,
+            "begun": self.has_begun,
             "phase": self.phase,
             "pending": self.pending,
             "data": {} if self.phase == "over" else savable(self.data if self._kept is None else self._kept),
@@ -115,6 +121,7 @@ class EpochRecord:
     ) -> EpochRecord:
         """The epoch of a checkpoint, as it was."""
         epoch = cls(list(state["names"]), plan)
+        epoch.has_begun = True
         epoch.data = {stream: dict(values) for stream, values in state["data"].items()}
         epoch.resumed = state["training"]
         if state["phase"] == "evaluate":

@@ -221,7 +221,8 @@ class ModelThread:
         known: set[str] = set()  # scalar outputs that are no source's name and have a sum
         read: list[float] = []
         ran: list[float] = []
-        n_examples, step = 0, stretch.step
+        n_examples, index, settled, step = 0, -1, -1, stretch.step
+        outputs: Any = None
         finished: Finished | AfterBatch | None = None
         value: Any = None
         on_device: bool | None = None  # whether anything that hooks may ask for is; known after the first batch
@@ -245,6 +246,7 @@ class ModelThread:
                 began_s = clock()
                 index = stretch.index
                 stretch.index = index + 1
+                outputs = value = number = finished = None  # the last step's, or they would live through this one
                 batch: Batch = given if given.__class__ is dict else as_batch(run_batch(given), stream, index)
                 if batch.keys() != sources:
                     self._check_sources(batch, rules, stream, index)
@@ -255,7 +257,7 @@ class ModelThread:
                     n_examples, n_all = batch.n_own or 0, batch.n_all
                 if not n_all or (rules.batch_size is not None and n_all != rules.batch_size):
                     self._skip(stretch, rules, n_all, index)
-                    stretch.cursor = cursor
+                    stretch.cursor, settled = cursor, index
                     continue
                 feeds, asked_before = batch, None
                 if train:
@@ -263,10 +265,9 @@ class ModelThread:
                 if before_batch:
                     feeds, asked_before = self._before_batch(bus, stretch, batch, index)
                 lazy = None
-                outputs = value = number = finished = None  # the last step's, or they would live through this one
                 try:
                     outputs = run(feeds, train=train, stream=stream)
-                except Exception as error:
+                except BaseException as error:
                     at_step = f", step {step + 1}" if train else ""
                     error.add_note(f"model.run on stream {stream!r}, batch {index}{at_step}")
                     self.model_failed = True
@@ -298,7 +299,7 @@ class ModelThread:
                 if train:
                     step += 1
                     stretch.step = step
-                stretch.cursor = cursor
+                stretch.cursor, settled = cursor, index
                 stretch.n_accepted += 1
                 ran_s = ended_s - began_s
                 ran.append(ran_s)
@@ -317,10 +318,7 @@ class ModelThread:
                     if timed_hooks or lazy is not None or on_device:
                         finished = as_event(finished)
                         finished.timed = _timed_due(timed_hooks, ended_s)
-                        if lazy is not None:
-                            self._resolve(finished, lazy, asked_before, bus)
-                        if on_device or finished.asked:
-                            _begin_to_fetch(finished, bus)
+                        self._prepare(finished, lazy, asked_before, bus, fetches=bool(on_device))
                     if train:
                         self._last = finished
                     post(finished)
@@ -340,6 +338,11 @@ class ModelThread:
                     return "step"
                 if until_s is not None and ended_s >= until_s:
                     return "time"
+        except BaseException:
+            if settled != index:
+                stretch.index = index
+                self.model_failed = self.model_failed or outputs is not None  # it has made a step that does not count
+            raise
         finally:
             pump.wake()
             _fold(stretch, read, ran)
@@ -354,12 +357,13 @@ class ModelThread:
 
     def _on_loop(self, make: Callable[[], Awaitable[Any]]) -> Any:
         """Run a coroutine on the event loop and wait for it in this thread."""
-        tasks, sleeper = self._tasks, ThreadSleeper()
+        tasks, sleeper, sink = self._tasks, ThreadSleeper(), metric_sink.get()
         assert tasks is not None
         result: list[Any] = []
         failure: list[BaseException] = []
 
         async def answer() -> None:
+            metric_sink.set(sink)
             try:
                 with anyio.CancelScope(shield=True):  # a step under way is finished, also when the caller is cancelled
                     result.append(await make())
@@ -391,6 +395,25 @@ class ModelThread:
         )  # fmt: skip
         self._on_loop(lambda: bus.before_batch(event))
         return feeds, asked
+
+    def _prepare(
+        self,
+        event: AfterBatch,
+        lazy: Mapping[str, Callable[[], Any]] | None,
+        asked_before: list[str] | None,
+        bus: EventBus,
+        *,
+        fetches: bool,
+    ) -> None:
+        """What an event must have before it is posted. If that fails, nobody hears of the step: no state for a resume."""
+        try:
+            if lazy is not None:
+                self._resolve(event, lazy, asked_before, bus)
+            if fetches or event.asked:
+                _begin_to_fetch(event, bus)
+        except BaseException:
+            self.model_failed = True
+            raise
 
     def _resolve(
         self, event: AfterBatch, lazy: Mapping[str, Callable[[], Any]], asked_before: list[str] | None, bus: EventBus

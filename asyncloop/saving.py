@@ -20,10 +20,10 @@ from anyio.abc import TaskGroup
 
 from asyncloop import rng
 from asyncloop.bus import EventBus, Marker
-from asyncloop.checkpoint import Checkpoints, Parts, copy_state, refuse_nonfinite
+from asyncloop.checkpoint import Checkpoints, Parts, copy_of, copy_state, refuse_nonfinite
 from asyncloop.control import Claim, PendingCheckpoint
 from asyncloop.epoch import EpochRecord, last_state, savable
-from asyncloop.errors import CheckpointError
+from asyncloop.errors import CheckpointError, ModelError, NonFiniteError
 from asyncloop.events import AfterBatch
 from asyncloop.model_thread import ModelThread
 from asyncloop.peers import Peers
@@ -78,6 +78,7 @@ class Saver:
         own_rng: bool,
         peers: Peers | None,
         checks_weights: bool,
+        hooks_stop_on_nonfinite: bool,
         tell: Callable[[int, int, Path], None],
         on_failure: Callable[[BaseException], None],
     ) -> None:
@@ -87,6 +88,7 @@ class Saver:
         self._waiting: dict[int, list[PendingCheckpoint]] = {}
         """Requests of this process for what another one writes."""
         self._checks_weights, self._tell, self._on_failure = checks_weights, tell, on_failure
+        self._hooks_stop_on_nonfinite = hooks_stop_on_nonfinite
         self._held: _Held | None = None
         self._saving: anyio.Event | None = None
         self._in_flight: tuple[int, int] | None = None
@@ -121,7 +123,7 @@ class Saver:
             return
         try:
             capture = await self.capture(epoch)
-        except Exception as error:
+        except BaseException as error:
             _refuse(requests, error)
             raise
         self.commit(capture, requests)
@@ -141,10 +143,10 @@ class Saver:
             if self._peers is not None and epoch is not None and epoch.training is not None:
                 means = self._peers.added_up(epoch.training.stretch.means)
             if self._is_written_elsewhere:
-                return copy_state(state) if self._is_sharded else {}, {}
+                return copy_of(state, "the model", ModelError) if self._is_sharded else {}, {}
             own = {} if epoch is None else epoch.state_dict(means)
             kept = {"metrics": savable(self._standing.metrics), "last": {} if last is None else last_state(last)}
-            return copy_state(state), copy_state({**own, **kept})
+            return copy_of(state, "the model", ModelError), copy_state({**own, **kept})
 
         record = self._record(epoch is not None and epoch.is_ending, failure)
         if self._own_rng:
@@ -154,8 +156,8 @@ class Saver:
             record["untold"] = held.untold
         logger.info(LOG_MARK, step, extra={"log_only": True})
         marker = held.marker if held else self._bus.mark(None if epoch is None else epoch.logged_by)
-        self._saved_step = step
         model, kept = await self._thread.call(taken)
+        self._saved_step = step
         return Capture(step, model, kept, record, marker)
 
     @property
@@ -203,7 +205,7 @@ class Saver:
         step, marker, writes = capture.step, capture.marker, False
         with anyio.CancelScope(shield=True):
             try:
-                hooks = copy_state(await marker.complete())
+                hooks = await marker.complete()
                 parts = {"model": capture.model, "hooks": hooks, "epoch": {**capture.epoch, "logged": marker.logged}}
                 lacks = self._lost_before(capture, hooks)
                 # A checkpoint that lacks something takes nobody's place among those that do not.
@@ -214,9 +216,8 @@ class Saver:
             except Exception as error:
                 if not writes and self._together is not None:  # the others have begun, and wait for this process
                     await self._writer.call(self._together.gather_beside, {"failed": str(error)})
-                self._unsaved.append(f"the checkpoint of step {step}")
                 _refuse(requests, error)
-                self._on_failure(error)
+                self._not_written(step, error)
             else:
                 for request in requests:
                     request.resolve(path)
@@ -252,11 +253,18 @@ class Saver:
             try:
                 await self._writer.call(write)
             except Exception as error:
-                self._unsaved.append(f"the checkpoint of step {capture.step}")
-                self._on_failure(error)
+                self._not_written(capture.step, error)
             finally:
                 self._in_flight = None
                 saving.set()
+
+    def _not_written(self, step: int, error: Exception) -> None:
+        """A checkpoint failed. Weights that are not finite are no failure where a hook stops the run because of them."""
+        if self._hooks_stop_on_nonfinite and isinstance(error, NonFiniteError):
+            logger.warning("no checkpoint of step %d: %s", step, error)
+            return
+        self._unsaved.append(f"the checkpoint of step {step}")
+        self._on_failure(error)
 
     @property
     def _is_sharded(self) -> bool:
@@ -289,7 +297,8 @@ def _told_to(world: World | None) -> Generator[None]:
         raise
 
 
-def _refuse(requests: Iterable[PendingCheckpoint], error: Exception) -> None:
+def _refuse(requests: Iterable[PendingCheckpoint], error: BaseException) -> None:
     """Tell those who wait for a checkpoint why there is none."""
+    told = error if isinstance(error, Exception) else CheckpointError("the run was cancelled before it was taken")
     for request in requests:
-        request.resolve(None, error)
+        request.resolve(None, told)

@@ -35,7 +35,7 @@ from asyncloop.stream import (
     open_node,
     shared_out,
 )
-from asyncloop.threads import LoopHandle, LoopSleeper, OwnThread
+from asyncloop.threads import LoopHandle, LoopSleeper, OwnThread, to_the_end
 from asyncloop.watchdog import watch
 
 __all__ = ["OpenStream", "Session"]
@@ -146,6 +146,7 @@ class Session:
             own_rng=self._own_rng,
             peers=self._peers,
             checks_weights=self._rules.on_nonfinite == "error",
+            hooks_stop_on_nonfinite=self._rules.left_to_hooks is None or bool(self._rules.left_to_hooks),
             tell=self._saved,
             on_failure=self._on_failure,
         )
@@ -156,12 +157,16 @@ class Session:
         self._closing = True
         if self._watching is not None:
             self._watching.cancel()
-        with anyio.CancelScope(shield=True):
-            await self._close_feeds()
-            if self._saver is not None:
-                await self._saver.written()
+        try:
+            await to_the_end(self._wind_up)
+        finally:
             self.bus.close()
-        await self._stack.__aexit__(None, None, None)
+            await self._stack.__aexit__(None, None, None)
+
+    async def _wind_up(self) -> None:
+        await self._close_feeds()
+        if self._saver is not None:
+            await self._saver.written()
 
     @property
     def saver(self) -> Saver:
@@ -208,7 +213,7 @@ class Session:
             return self._open[name]
         warm = self._warm.pop((name, train), None) if source is None else None
         if warm is None:
-            warm = self._begin_opening(name, train, source, None)
+            warm = self._begin_opening(name, train, source, None, ahead=False)
         self._awaited = warm
         try:
             await warm.ready.wait()
@@ -218,20 +223,23 @@ class Session:
             raise warm.error
         if warm.stream is None:
             raise Interrupted
+        warm.stream.feed.widen()
         if train and source is None:
             self._open[name] = warm.stream
         return warm.stream
 
-    def _begin_opening(self, name: str, train: bool, source: object | None, position: Position | None) -> _Opening:
+    def _begin_opening(
+        self, name: str, train: bool, source: object | None, position: Position | None, *, ahead: bool
+    ) -> _Opening:
         warm = _Opening()
-        self.tasks.start_soon(self._open_stream, warm, name, train, source, position)
+        self.tasks.start_soon(self._open_stream, warm, name, train, source, position, ahead)
         return warm
 
     async def _open_stream(
-        self, warm: _Opening, name: str, train: bool, source: object | None, position: Position | None
+        self, warm: _Opening, name: str, train: bool, source: object | None, position: Position | None, ahead: bool
     ) -> None:
-        if position is None and train and source is None:
-            position = self._standing.positions.get(name)
+        if position is None and train:
+            position = self._standing.positions.get(name) if source is None else self._standing.next_given(name)
         position = position or Position(number=1 if train else 0)
         at = Pass(name, position.number, self._seed)
         if self._peers is not None:
@@ -252,10 +260,11 @@ class Session:
                     tasks=self.tasks,
                     close_on_model_thread=self.thread.call,
                     on_exhausted=lambda: self._exhausted(name, train, position.number),
+                    narrow=ahead,
                 )
-                ahead = getattr(self._model, "ahead", 0)
-                if ahead:
-                    feed = StagedFeed(feed, at, self._model.stage, ahead, self.tasks)
+                n_staged = getattr(self._model, "ahead", 0)
+                if n_staged:
+                    feed = StagedFeed(feed, at, self._model.stage, n_staged, self.tasks)
                 self._feeds[id(feed)] = feed
                 warm.stream = OpenStream(name, train, feed, position, source is None)
         except Exception as error:
@@ -280,7 +289,7 @@ class Session:
         return (stream.feed.statistics() if stream else None) or self._statistics.get(name)
 
     def _exhausted(self, name: str, train: bool, number: int) -> None:
-        """The producers of a pass have made its last batch: those of the next one may begin."""
+        """The producers of a pass have made its last batch, and half of them ran: those of the next one may begin."""
         following = None if self._closing else self._follows(name, train)
         if following is None or following in self._warm:
             return
@@ -289,7 +298,7 @@ class Session:
             position = Position(number=number + 1)
         elif following[1] and following[0] in self._open:
             position = Position(number=self._open[following[0]].position.number + 1)
-        self._warm[following] = self._begin_opening(*following, None, position)
+        self._warm[following] = self._begin_opening(*following, None, position, ahead=True)
 
     async def _close_feeds(self) -> None:
         for warm in self._warm.values():
@@ -317,16 +326,16 @@ class Session:
             if stream.train and stream.is_datasets:
                 self._standing.positions[stream.name] = stream.position
 
-    async def peek_end(self, stream: OpenStream) -> bool:
+    async def peek_end(self, stream: OpenStream, stretch: Stretch) -> bool:
         """Whether the stream is over after the batches that ran; waits for a batch to look at, unless a stop comes."""
-        self._running = stream.feed
+        self._running, self._stretch = stream.feed, stretch
         try:
             over = None
             while over is None and self.control.stop_reason is None:
                 over = await self.thread.peek_end(stream.feed, stream.name, stream.position.index)
             return bool(over)
         finally:
-            self._running = None
+            self._running = self._stretch = None
 
     async def set_parameters(self, changes: Mapping[str, Any]) -> None:
         await self.thread.call(lambda: self._model.set_parameters(**changes))

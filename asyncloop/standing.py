@@ -35,6 +35,13 @@ class Standing:
     """The step at which the extra streams were evaluated last."""
     changed: dict[str, Any] = field(default_factory=dict[str, Any])
     """Parameters that were set while it ran."""
+    given: dict[str, int] = field(default_factory=dict[str, int])
+    """Training passes over sources that were given for one call, by name."""
+
+    def next_given(self, name: str) -> Position:
+        """The next pass over a source given for one call; there is nothing to go on from in it."""
+        self.given[name] = self.given.get(name, 0) + 1
+        return Position(number=self.given[name])
 
     def state_dict(self, *, epoch_is_ending: bool) -> dict[str, Any]:
         """For the record of a checkpoint; metrics go with the epoch. An epoch that is ending counts as under way."""

@@ -12,7 +12,7 @@ import contextvars
 import logging
 import sys
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Awaitable, Callable, Generator
 from functools import partial
 from queue import SimpleQueue
 from types import TracebackType
@@ -21,6 +21,8 @@ from typing import Any, TypeVar
 import anyio
 import anyio.lowlevel
 from anyio.lowlevel import current_token
+
+from asyncloop.errors import UsageError
 
 __all__ = [
     "CHEAP_S",
@@ -31,7 +33,10 @@ __all__ = [
     "OwnThread",
     "ThreadSleeper",
     "off_loop",
+    "shrugged_off",
     "stray_cancellation",
+    "to_the_end",
+    "waited_out",
     "was_cancelled",
 ]
 
@@ -199,6 +204,67 @@ async def was_cancelled() -> bool:
     return task is not None and task.cancelling() > 0
 
 
+async def shrugged_off() -> bool:
+    """After a cancellation was caught: take back asyncio's `Task.cancel()`, if it was that. False: a scope's, or trio's.
+
+    For tasks whose end is decided by their owner, however many tasks of the loop somebody cancels.
+    """
+    try:
+        await anyio.lowlevel.checkpoint_if_cancelled()
+    except anyio.get_cancelled_exc_class():
+        return False
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:
+        return False
+    while task is not None and task.cancelling():
+        task.uncancel()
+    return task is not None
+
+
+async def waited_out(event: anyio.Event) -> None:
+    """Wait for an event whatever cancels the caller meanwhile; that cancellation is raised when it has come.
+
+    A shield alone holds off scopes, but not asyncio's `Task.cancel()`, of which there may be several.
+    """
+    cancelled: BaseException | None = None
+    while not event.is_set():
+        try:
+            with anyio.CancelScope(shield=True):
+                await event.wait()
+        except anyio.get_cancelled_exc_class() as error:
+            cancelled = error
+    if cancelled is not None:
+        raise cancelled
+
+
+async def to_the_end(fn: Callable[[], Awaitable[T]]) -> T:
+    """What `fn()` gives, run to its end in a task of its own; who cancels the caller meanwhile is heard when it is over."""
+    ended, result, failure = anyio.Event(), list[T](), list[BaseException]()
+    cancelled: BaseException | None = None
+
+    async def run() -> None:
+        try:
+            result.append(await fn())
+        except BaseException as error:
+            failure.append(error)
+        finally:
+            ended.set()
+
+    with anyio.CancelScope(shield=True):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(run)
+            try:
+                await waited_out(ended)
+            except anyio.get_cancelled_exc_class() as error:
+                cancelled = error
+    if failure:
+        raise failure[0]
+    if cancelled is not None:
+        raise cancelled
+    return result[0]
+
+
 def stray_cancellation(error: BaseException, where: str) -> RuntimeError:
     """What to raise instead, so that it is not taken for an end that somebody wanted."""
     stray = RuntimeError(f"{where} let a {type(error).__name__} out although nobody cancelled the run")
@@ -227,6 +293,8 @@ class _Job:
             what = f"{type(error).__name__} was raised in thread {threading.current_thread().name!r}"
             self._error = RuntimeError(what).with_traceback(error.__traceback__)
             self._error.__cause__ = error
+            for note in getattr(error, "__notes__", ()):
+                self._error.add_note(note)
         self._loop.soon(self.done.set)
 
     def result(self) -> Any:
@@ -251,6 +319,7 @@ class OwnThread:
         self.loop = LoopHandle()
         self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
         self._ended = anyio.Event()
+        self._is_closing = False
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
@@ -266,6 +335,8 @@ class OwnThread:
         A thread cannot be cancelled: cancellation calls `on_cancel` (to make the call return early), waits for the
         return, and is then delivered. With `abandon` it is delivered at once and the result is dropped.
         """
+        if self._is_closing:
+            raise UsageError(f"thread {self.name!r} has ended: nothing can be called on it any more")
         job = _Job(self.loop, fn, args)
         self._jobs.put(job)
         try:
@@ -274,8 +345,7 @@ class OwnThread:
             if not abandon:
                 if on_cancel is not None:
                     on_cancel()
-                with anyio.CancelScope(shield=True):
-                    await job.done.wait()
+                await waited_out(job.done)
             raise
         return job.result()
 
@@ -285,6 +355,7 @@ class OwnThread:
 
     async def aclose(self) -> None:
         """Let the running call finish (at most `grace_s`) and end the thread. Shielded from cancellation."""
+        self._is_closing = True
         self._jobs.put(None)
         with anyio.move_on_after(self.grace_s, shield=True):
             await self._ended.wait()

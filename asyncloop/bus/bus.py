@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import logging
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 from weakref import WeakSet
 
@@ -28,7 +28,7 @@ from asyncloop.bus.views import narrowed, with_added, with_scalars
 from asyncloop.errors import ConfigError
 from asyncloop.events import AfterBatch, AfterEpoch, BeforeBatch, BeforeTraining, Event
 from asyncloop.stats import Timings
-from asyncloop.threads import LoopHandle
+from asyncloop.threads import LoopHandle, shrugged_off
 
 __all__ = ["EventBus"]
 
@@ -143,14 +143,24 @@ class EventBus:
             self._absent.append(subscription)
             return
         self._subscriptions.append(subscription)
-        opened.tasks.start_soon(self._run, opened, subscription.serve)
+        opened.tasks.start_soon(self._serve, opened, subscription)
 
-    async def _run(self, opened: _Opened, fn: Any, *args: Any) -> None:
-        with anyio.CancelScope(shield=True) as scope:  # hooks finish their work when the caller is cancelled
+    async def _serve(self, opened: _Opened, own: Subscription) -> None:
+        try:
+            await self._run(opened, own.serve)
+        finally:
+            await own.end()
+
+    async def _run(self, opened: _Opened, fn: Callable[[], Awaitable[None]]) -> None:
+        """Until the bus is closed: hooks finish their work when the caller, or every task of the loop, is cancelled."""
+        with anyio.CancelScope(shield=True) as scope:
             opened.scopes.append(scope)
-            if opened.closed:
-                return
-            await fn(*args)
+            while not opened.closed:
+                try:
+                    await fn()
+                except anyio.get_cancelled_exc_class():
+                    if not await shrugged_off():
+                        raise
 
     def close(self) -> None:
         """End all hooks' tasks; whatever they had not handled is gone, so flush and settle first."""
@@ -254,11 +264,11 @@ class EventBus:
 
     @property
     def failed_with_state(self) -> list[str]:
-        """Names of the hooks that have failed by policy and whose state would be part of a checkpoint."""
+        """Names of the hooks that have failed by policy, or were cut off, and whose state would be part of a checkpoint."""
         return [
             own.name
             for own in self._subscriptions
-            if own.n_errors and own.on_error == "fail" and hasattr(own.hook, "state_dict")
+            if (own.is_cut_off or (own.n_errors and own.on_error == "fail")) and hasattr(own.hook, "state_dict")
         ]
 
     @property
@@ -269,11 +279,13 @@ class EventBus:
         """Every batch before has been handled; then the hooks run one after the other in config order.
 
         `last`: nothing comes after, so cadences in epochs are due. A hook that fails by policy ends the barrier, except
-        when `only_set_up` (the end of a run): then every hook that was set up gets its turn.
+        when `only_set_up` (the end of a run): then every hook that was set up gets its turn. Those in the background
+        are set up in any case: they record how the run ended.
         """
         await self.settle(background=only_set_up)
+        failed = False
         for own in list(self._subscriptions):
-            if only_set_up and not own.set_up:
+            if (only_set_up and not own.set_up) or (failed and not own.background):
                 continue
             method = getattr(own.hook, event.method, None) if only_set_up else own.method(event.method)
             if method is not None and (last or _epoch_due(own, event)):
@@ -283,12 +295,19 @@ class EventBus:
                     failed_before = own.n_errors
                     await own.call(method, event)
                     if own.n_errors > failed_before and own.on_error == "fail" and not only_set_up:
-                        break
+                        if not isinstance(event, BeforeTraining):
+                            break
+                        failed = True
             if isinstance(event, BeforeTraining):
                 own.set_up = True
         if self._open is not None and isinstance(event, BeforeTraining):
             self._open.begun = True
         self._remember(event)
+
+    def hurry(self) -> None:
+        """The run is to end: from now on each hook has its deadline for all that still waits for it together."""
+        for own in self._subscriptions:
+            own.hurry(time.perf_counter())
 
     async def before_batch(self, event: BeforeBatch) -> None:
         """Hooks in config order, while the model thread waits."""
@@ -330,8 +349,12 @@ class EventBus:
 
     def publish_last(self, event: AfterBatch) -> None:
         """The run ends with this step: hooks for which it was not due by their cadence get it now."""
-        for own in self._waiting_for_last(event):
-            self._deliver(own, [event], nbytes_of(event.inputs, event.outputs))
+        waiting = self._waiting_for_last(event)
+        for own in self._subscriptions:
+            if own.add is not None and not own.disabled:
+                [event] = self._added(own, [event])
+            if own in waiting:
+                self._deliver(own, [event], nbytes_of(event.inputs, event.outputs))
 
     def last_asks(self, event: AfterBatch) -> tuple[list[str], bool]:
         """What `publish_last` will want evaluated, each name once; and whether it will want all scalars on the host."""
@@ -391,15 +414,21 @@ class EventBus:
         own.deliver(events, n_bytes)
 
     def _added(self, own: Subscription, events: list[AfterBatch]) -> list[AfterBatch]:
+        """The events with what a hook's `add` gives for each, which is asked once an event, also of the run's last."""
         assert own.add is not None
-        try:
-            return [
-                with_added(event, own.add(event)) if own.streams is None or event.stream in own.streams else event
-                for event in events
-            ]
-        except Exception as error:
-            own.failed(error, events[0])
-            return events
+        found: list[AfterBatch] = []
+        for event in events:
+            if own.streams is None or event.stream in own.streams:
+                at = (event.stream, event.step, event.index)
+                if own.added is None or own.added[0] != at:
+                    try:
+                        own.added = at, own.add(event)
+                    except Exception as error:
+                        own.raised(error, event)
+                        return [*found, *events[len(found) :]]
+                event = with_added(event, own.added[1])
+            found.append(event)
+        return found
 
     def _remember(self, event: Event) -> None:
         self._history.append(event)
@@ -408,12 +437,14 @@ class EventBus:
 
     async def _watch(self) -> None:
         """Names hooks that are over their deadline; sleeps in between as long as their deadlines allow."""
+        now_s = time.perf_counter()
         while True:
             deadlines = [own.deadline for own in self._subscriptions if own.deadline is not None]
-            await anyio.sleep(min(max(min(deadlines, default=1.0) / 4, 0.02), 1.0))
-            now = time.perf_counter()
+            period_s, slept_at_s = min(max(min(deadlines, default=1.0) / 4, 0.02), 1.0), now_s
+            await anyio.sleep(period_s)
+            now_s = time.perf_counter()
             for own in list(self._subscriptions):
-                own.watch(now)
+                own.watch(now_s, overslept_s=now_s - slept_at_s - period_s)
 
 
 class _Opened:

@@ -15,7 +15,8 @@ from typing import Any
 import anyio
 
 from asyncloop.bus.declared import Declared
-from asyncloop.errors import StalledError, StopTraining
+from asyncloop.checkpoint import copy_of
+from asyncloop.errors import HookError, StalledError, StopTraining
 from asyncloop.events import AfterBatch, Event
 from asyncloop.stats import Timings, metric_sink
 from asyncloop.threads import Handful, LoopHandle, LoopSleeper, Notice, OwnThread, stray_cancellation, was_cancelled
@@ -117,6 +118,10 @@ class Subscription:
         self.disabled = False
         self.n_dropped = 0
         self.n_errors = 0
+        self.is_cut_off = False
+        """Whether somebody cancelled its task while it handled an event: its state is that of no step."""
+        self.added: tuple[tuple[str, int, int], Mapping[str, Any]] | None = None
+        """What its `add` gave last, and for which batch."""
         self._box: deque[Event | Marker] = deque()
         self._handful = Handful(_HANDFUL)
         self._sleeper = LoopSleeper(loop)
@@ -134,6 +139,7 @@ class Subscription:
         self._in_hand = _InHand()
         self._watched: Event | None = None
         self._watched_since = 0.0
+        self._end_by_s = math.inf
         self._stalled = False
         self._thread: OwnThread | None = None
 
@@ -215,7 +221,7 @@ class Subscription:
     # --- the hook's task ----------------------------------------------------------------------------------------
 
     async def serve(self) -> None:
-        """The hook's task: handle what comes until cancelled. Never raises for what the hook does."""
+        """The hook's task: handle what comes until cancelled. Never raises for what the hook does. May be called again."""
         try:
             while True:
                 with anyio.CancelScope() as self._scope:
@@ -225,13 +231,21 @@ class Subscription:
                     else:
                         await self._serve(None)
                 self._after_cancel()
-        finally:
-            self._busy = False
-            self.switch_off()
-            self.drop_backlog()
-            self._idle.tell()
-            if self._thread is not None:
-                await self._thread.aclose()
+        except anyio.get_cancelled_exc_class():
+            self.is_cut_off = self.is_cut_off or self._in_hand.event is not None or self._in_flight > 0
+            self._in_hand.event, self._in_flight = None, 0
+            raise
+
+    async def end(self) -> None:
+        """After `serve`: nothing is handled any more, and the hook's thread is gone, unless it is stuck."""
+        self._busy = False
+        self.switch_off()
+        self.drop_backlog()
+        self._idle.tell()
+        if self._thread is not None:
+            if self._stuck:
+                self._thread.grace_s = 0.0
+            await self._thread.aclose()
 
     def _after_cancel(self) -> None:
         event, self._in_hand.event = self._in_hand.event, None
@@ -279,7 +293,7 @@ class Subscription:
             while self._in_flight:
                 await self._landed.wait()
             self._box.popleft()
-            event.reached(self.name, None if self.disabled else self._state())
+            event.reached(self.name, None if self.disabled or self.is_cut_off else self._state())
             return
         self._box.popleft()
         method = self.method(event.method)
@@ -398,22 +412,29 @@ class Subscription:
         return anyio.CancelScope(deadline=math.inf if self.deadline is None else anyio.current_time() + self.deadline)
 
     def _stall(self) -> StalledError:
-        return StalledError(f"hook {self.name} took longer than its deadline of {self.deadline:g} s")
+        left = sum(isinstance(event, AfterBatch) for event in self._box)
+        behind = f", and {left} more batches wait for it at the end of the run" if self._end_by_s < math.inf else ""
+        return StalledError(f"hook {self.name} took longer than its deadline of {self.deadline:g} s{behind}")
 
     # --- trouble ------------------------------------------------------------------------------------------------
 
     async def _caught(self, error: BaseException, event: Event | None) -> None:
         """What a handler raised: a stop, a failure, or a cancellation that is passed on if it was meant for us."""
-        if isinstance(error, StopTraining):
-            self._stop(error.reason)
-        elif isinstance(error, anyio.get_cancelled_exc_class()):
+        if isinstance(error, anyio.get_cancelled_exc_class()):
             if await was_cancelled():
                 raise error
             self.failed(stray_cancellation(error, f"hook {self.name}"), event)
         elif isinstance(error, Exception | SystemExit):
-            self.failed(error, event)
+            self.raised(error, event)
         else:
             raise error
+
+    def raised(self, error: BaseException, event: Event | None) -> None:
+        """What the hook raised by itself: a stop, or a failure."""
+        if isinstance(error, StopTraining):
+            self._stop(error.reason)
+        else:
+            self.failed(error, event)
 
     def failed(self, error: BaseException, event: Event | None) -> None:
         """Apply the hook's policy to what it raised."""
@@ -440,18 +461,30 @@ class Subscription:
         self.disabled = True
         self._freed()
 
-    def watch(self, now: float) -> None:
+    def watch(self, now_s: float, overslept_s: float) -> None:
         """Cut off a handler that is over its deadline. The bus looks every quarter of the shortest deadline.
 
         A handler is timed by looking whether it is still the same event, so that a quick one pays nothing for it.
+        `overslept_s`: how much too late this look comes. The loop or the whole process stood still (SIGSTOP, a laptop
+        that was closed), and the hook could do nothing in that time, either.
         """
         event = self._in_hand.event
+        self._watched_since += overslept_s
+        self._end_by_s += overslept_s
+        is_waited_for = now_s > self._end_by_s and (event is not None or bool(self._box))
         if event is None or event is not self._watched:
-            self._watched, self._watched_since = event, now
-        elif self.deadline is not None and now - self._watched_since > self.deadline and self._scope is not None:
+            self._watched, self._watched_since = event, now_s
+        elif self.deadline is not None and now_s - self._watched_since > self.deadline:
+            is_waited_for = True
+        if is_waited_for and self._scope is not None and not self.disabled:
             self._watched = None
             self._stalled = True
             self._scope.cancel()
+
+    def hurry(self, now_s: float) -> None:
+        """The run is to end: what waits here is handled within one deadline together."""
+        if self.deadline is not None:
+            self._end_by_s = min(self._end_by_s, now_s + self.deadline)
 
     def report(self) -> str | None:
         """One line about what went wrong without failing the run, None if nothing did."""
@@ -471,7 +504,7 @@ class Subscription:
         if state is None:
             return None
         try:
-            return state()
+            return copy_of(state(), f"hook {self.name}", HookError)
         except (Exception, SystemExit) as error:
             self.failed(error, None)
             return None

@@ -52,14 +52,16 @@ class BufferStatistics:
 class StreamBuffer(Generic[T]):
     """A bounded queue with two ends that can be closed; one producer and one taker, each a task or a thread.
 
-    `capacity` items are ready at most. With capacity 0 an item may only be made while the taker waits for it.
+    `capacity` items are ready at most. With capacity 0 an item may only be made while the taker waits for it. `narrow`: no
+    more than half of it, rounded up, until `widen` is called; the other half belongs to a buffer that is being emptied.
     Create it on the event loop. Items put before `close` are taken before the end (or the error) is seen.
     """
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, narrow: bool = False) -> None:
         if capacity < 0:
             raise UsageError(f"a buffer's capacity is a number of items, 0 or more, not {capacity}")
         self.capacity = capacity
+        self._narrow = narrow
         self._items: deque[T] = deque()
         self._loop = LoopHandle()
         self._taker: ThreadSleeper | LoopSleeper = ThreadSleeper()
@@ -95,7 +97,8 @@ class StreamBuffer(Generic[T]):
     def room(self) -> int:
         """How many items may be made now. Ask before making them, so that never more than `capacity` wait here."""
         if self.capacity:
-            return max(self.capacity - len(self._items), 0)
+            capacity = self.capacity - self.capacity // 2 if self._narrow else self.capacity
+            return max(capacity - len(self._items), 0)
         return int(self._taker.asleep and not self._items)
 
     def has_room(self) -> bool:
@@ -142,6 +145,24 @@ class StreamBuffer(Generic[T]):
             elif not self._rouse_planned:
                 self._rouse_planned = True
                 self._loop.soon(self._end_of_burst)
+
+    def widen(self) -> None:
+        """From now on the whole capacity may be used. On the loop."""
+        self._narrow = False
+        if self._producer.asleep:
+            self._producer.wake()
+
+    async def half_emptied(self) -> bool:
+        """Sleep until no more than half of the capacity is in use, after `close`. Cancellable. False: the taker has left."""
+        self._producer = LoopSleeper(self._loop)
+        self._wake_producer_at = self.capacity // 2
+        while not self._abandoned:
+            self._producer.asleep = True
+            if len(self._items) <= self._wake_producer_at:
+                self._producer.asleep = False
+                break
+            await self._producer.sleep()
+        return not self._abandoned
 
     def close(self, error: BaseException | None = None) -> None:
         """No more items. With `error`, the taker gets it, with its own traceback, after the items before it."""

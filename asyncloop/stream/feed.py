@@ -61,6 +61,10 @@ class Feed(Protocol):
         """What the model thread does before it sleeps for want of a batch."""
         ...
 
+    def widen(self) -> None:
+        """Its turn has come: what was opened ahead of time may use the whole buffer. On the loop."""
+        ...
+
     def statistics(self) -> BufferStatistics | None: ...
 
     def cost_s(self, read: Timings) -> float | None:
@@ -103,6 +107,9 @@ class WalkedFeed(_LookAhead):
     def before_sleep(self, call: Callable[[], None]) -> None:
         pass
 
+    def widen(self) -> None:
+        pass
+
     def statistics(self) -> BufferStatistics | None:
         return None
 
@@ -121,14 +128,17 @@ class WalkedFeed(_LookAhead):
 class _BufferedFeed(_LookAhead):
     """What both buffered feeds share: the buffer, the task that runs the pass and its end, the size of a handful.
 
-    Items are made by the handful.
+    Items are made by the handful. `on_exhausted` is called when the last one is made and half of the buffer is free
+    again: a feed that then begins `narrow` has just that half, so that both together never hold more than one may.
     """
 
-    def __init__(self, at: Pass, capacity: int | None, on_exhausted: Callable[[], None]) -> None:
+    def __init__(
+        self, at: Pass, capacity: int | None, on_exhausted: Callable[[], None], narrow: bool = False
+    ) -> None:
         self.pass_number = at.number
         self._at = at
         self._on_exhausted = on_exhausted
-        self._buffer: StreamBuffer[Item] = StreamBuffer(AUTO_CAPACITY if capacity is None else capacity)
+        self._buffer: StreamBuffer[Item] = StreamBuffer(AUTO_CAPACITY if capacity is None else capacity, narrow)
         self._fit_bytes = capacity is None
         self._largest = 1
         self._handful = Handful(_HANDFUL)
@@ -146,6 +156,9 @@ class _BufferedFeed(_LookAhead):
     def before_sleep(self, call: Callable[[], None]) -> None:
         self._buffer.before_sleep = call
 
+    def widen(self) -> None:
+        self._buffer.widen()
+
     def statistics(self) -> BufferStatistics | None:
         return self._buffer.statistics()
 
@@ -159,15 +172,16 @@ class _BufferedFeed(_LookAhead):
         error: BaseException | None = None
         try:
             with self._scope:
-                error = await self._produce()
-                self._buffer.close(error)
-                if error is None:
+                try:
+                    error = await self._produce()
+                finally:
+                    self._buffer.close(error)
+                    with anyio.CancelScope(shield=True):
+                        for close in reversed(self._at.closers):
+                            await close()
+                if error is None and await self._buffer.half_emptied():
                     self._on_exhausted()
         finally:
-            self._buffer.close(error)
-            with anyio.CancelScope(shield=True):
-                for close in reversed(self._at.closers):
-                    await close()
             self._ended.set()
 
     async def _produce(self) -> BaseException | None:
@@ -208,9 +222,15 @@ class LoopFeed(_BufferedFeed):
     """A producer task on the event loop; its stream may have workers of its own in the task group of the pass."""
 
     def __init__(
-        self, node: Node, at: Pass, cursor: Cursor, capacity: int | None, on_exhausted: Callable[[], None]
+        self,
+        node: Node,
+        at: Pass,
+        cursor: Cursor,
+        capacity: int | None,
+        on_exhausted: Callable[[], None],
+        narrow: bool,
     ) -> None:
-        super().__init__(at, capacity, on_exhausted)
+        super().__init__(at, capacity, on_exhausted, narrow)
         self._node, self._cursor = node, cursor
         self._turn_began_s = 0.0
 
@@ -296,9 +316,15 @@ class ThreadFeed(_ThreadedFeed):
     """A thread of the pass's own walks the stream; a user's iterator stays on it."""
 
     def __init__(
-        self, node: Node, at: Pass, cursor: Cursor, capacity: int | None, on_exhausted: Callable[[], None]
+        self,
+        node: Node,
+        at: Pass,
+        cursor: Cursor,
+        capacity: int | None,
+        on_exhausted: Callable[[], None],
+        narrow: bool,
     ) -> None:
-        super().__init__(at, capacity, on_exhausted)
+        super().__init__(at, capacity, on_exhausted, narrow)
         self._node, self._cursor = node, cursor
 
     def from_cursor(self, cursor: Cursor) -> Self:
@@ -345,6 +371,9 @@ class ProbedFeed(_LookAhead):
     def before_sleep(self, call: Callable[[], None]) -> None:
         self._threaded.before_sleep(call)
 
+    def widen(self) -> None:
+        self._threaded.widen()
+
     def statistics(self) -> BufferStatistics | None:
         return self._feed.statistics()
 
@@ -383,6 +412,9 @@ class StagedFeed(_ThreadedFeed):
             if isinstance(self._inner, WalkedFeed | ProbedFeed):
                 self._inner.close()
 
+    def widen(self) -> None:
+        self._inner.widen()
+
     def statistics(self) -> BufferStatistics | None:
         return self._inner.statistics() or super().statistics()
 
@@ -413,8 +445,9 @@ def open_feed(
     tasks: TaskGroup,
     close_on_model_thread: Callable[[Callable[[], None]], Any],
     on_exhausted: Callable[[], None],
+    narrow: bool = False,
 ) -> Feed:
-    """Choose and start the feed for one pass. Call it on the event loop.
+    """Choose and start the feed for one pass. Call it on the event loop. `narrow`: with half a buffer until it is widened.
 
     `buffer="auto"`: what needs the loop gets a deep buffer bounded in bytes. A plain stream is walked by the model
     thread when it is known (from an earlier pass, `known_cost_s`) to be cheap; else a thread overlaps it. What is not
@@ -422,12 +455,12 @@ def open_feed(
     """
     capacity = None if buffer == "auto" else buffer
     if node.needs_loop:
-        feed = LoopFeed(node, at, cursor, capacity, on_exhausted)
+        feed = LoopFeed(node, at, cursor, capacity, on_exhausted, narrow)
         feed.start(tasks)
         return feed
     if capacity == 0 or (capacity is None and _is_cheap(node, known_cost_s)):
         return WalkedFeed(node, at, cursor, close_on_model_thread)
-    threaded = ThreadFeed(node, at, cursor, capacity, on_exhausted)
+    threaded = ThreadFeed(node, at, cursor, capacity, on_exhausted, narrow)
     if capacity is None and known_cost_s is None and not node.opaque and _goes_back_cheaply(node):
         return ProbedFeed(WalkedFeed(node, at, cursor, close_on_model_thread), threaded, tasks)
     threaded.start(tasks)

@@ -8,6 +8,8 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, cast, runtime_checkable
 
+import numpy as np
+
 from asyncloop.batch import Cursor
 from asyncloop.errors import DataError
 from asyncloop.stream.buffer import EndOfStream, Interrupted, StreamBuffer
@@ -21,6 +23,8 @@ Resume = Literal["replay", "continue", "error"]
 Naming = tuple[str, ...] | None
 
 _READ_AHEAD = 8
+_LONGEST_INT_BITS, _DEEPEST = 2048, 100
+"""Of a cursor: what any Python writes to JSON and reads again, whatever its limits."""
 
 
 @runtime_checkable
@@ -149,9 +153,9 @@ class SyncSource(Plain):
             if isinstance(iterator, Stateful):
                 stateful = cast(Any, iterator)
                 if cursor is not None:
-                    stateful.load_state_dict(cursor)
+                    stateful.load_state_dict(_own_cursor(cursor, at))
                 for value in stateful:
-                    yield named(value, names), stateful.state_dict()
+                    yield named(value, names), _own_cursor(stateful.state_dict(), at)
             else:
                 n = cast(int, cursor or 0)
                 skip = _to_skip(n, self.resume, at)
@@ -202,9 +206,9 @@ class AsyncSource:
         try:
             if isinstance(iterator, Stateful):
                 if cursor is not None:
-                    iterator.load_state_dict(cursor)
+                    iterator.load_state_dict(_own_cursor(cursor, at))
                 async for value in iterator:
-                    yield named(value, names), iterator.state_dict()
+                    yield named(value, names), _own_cursor(iterator.state_dict(), at)
             else:
                 n = cast(int, cursor or 0)
                 skip = _to_skip(n, self.resume, at)
@@ -251,6 +255,36 @@ def _to_skip(n: int, resume: Resume, at: Pass) -> int:
             "give the iterator state_dict/load_state_dict, or allow resume='replay'"
         )
     return n if resume == "replay" else 0
+
+
+def _own_cursor(state: Any, at: Pass, path: str = "") -> Cursor:
+    """A copy of an iterator's own state, which it may go on changing; DataError for what is no JSON value."""
+    if isinstance(state, np.generic):
+        state = cast("np.generic[Any]", state).item()
+    if state is None or isinstance(state, bool | float | str):
+        return state
+    if isinstance(state, int) and state.bit_length() <= _LONGEST_INT_BITS:
+        return state
+    if isinstance(state, list | tuple) and path.count("/") < _DEEPEST:
+        return [_own_cursor(part, at, f"{path}/{i}") for i, part in enumerate(cast("Sequence[Any]", state))]
+    if isinstance(state, Mapping) and path.count("/") < _DEEPEST:
+        items = cast("Mapping[Any, Any]", state).items()
+        return {_string(key, at, path): _own_cursor(part, at, f"{path}/{key}") for key, part in items}
+    raise _no_cursor(at, f"a {type(cast(object, state)).__name__}", path)
+
+
+def _string(key: object, at: Pass, path: str) -> str:
+    if not isinstance(key, str):
+        raise _no_cursor(at, f"a mapping with a {type(key).__name__} as a key", path)
+    return key
+
+
+def _no_cursor(at: Pass, what: str, path: str) -> DataError:
+    where = f" at {path[1:]!r:.80}" if path else ""
+    return DataError(
+        f"stream {at.stream!r}: the state_dict of its iterator holds {what}{where}, which no checkpoint can keep as a "
+        "cursor; a cursor is a JSON value: mappings with string keys, lists, numbers, strings and None"
+    )
 
 
 async def _close(iterator: AsyncIterator[Any]) -> None:
