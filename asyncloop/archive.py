@@ -6,7 +6,7 @@ import fcntl
 import logging
 import os
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -131,8 +131,9 @@ class SavedRun:
 def find_run(run: str | Path, root: Path = Path("runs")) -> Path:
     """The directory of a run given as a path, `latest`, or by its id, its directory's name or a unique prefix of one.
 
-    Raises NothingToResumeError, with what there is; StorageError if nobody may look into the path or into `root`. Of the
-    runs in `root`, those that cannot be read are named in a warning: one of them may be the one that is meant.
+    An evaluation is found like that, too, if no training run is; `latest` is always one that trains. Raises
+    NothingToResumeError, with what there is; StorageError if nobody may look into the path or into `root`. Of the runs
+    in `root`, those that cannot be read are named in a warning: one of them may be the one that is meant.
     """
     name = str(run)
     if not name:
@@ -143,9 +144,9 @@ def find_run(run: str | Path, root: Path = Path("runs")) -> Path:
     there = [entry for entry in _entries(root, links=True) if is_run(entry, warns=True)]
     if name == "latest" and there:
         return max(there, key=lambda entry: _age(read_run(entry, warns=True)))
-    found = _named(name, {entry: _own_names(entry) for entry in there})
-    own = [entry for entry in there if not found and not entry.is_symlink()]
-    found = found or _named(name, {entry: [read_run(entry, warns=True).id] for entry in own})
+    found = _matching(name, there)
+    if not found and name != "latest":
+        found = _matching(name, _evaluations_of(there))
     if len(found) != 1:
         what = f"{len(found)} runs match" if found else "no run matches"
         listed = sorted(entry.name for entry in found or there)
@@ -153,6 +154,25 @@ def find_run(run: str | Path, root: Path = Path("runs")) -> Path:
         more = f" and {len(listed) - 10} more" if len(listed) > 10 else ""
         raise NothingToResumeError(f"{what} {name!r} in {root} (there: {names}{more}); {_MUST_BE}")
     return found[0]
+
+
+def _matching(name: str, there: Sequence[Path]) -> list[Path]:
+    """The runs that are called so, by their directories or else by the ids in their records."""
+    found = _named(name, {entry: _own_names(entry) for entry in there})
+    own = [entry for entry in there if not found and not entry.is_symlink()]
+    return found or _named(name, {entry: [read_run(entry, warns=True).id] for entry in own})
+
+
+def _evaluations_of(runs: Iterable[Path]) -> list[Path]:
+    """The evaluations of these runs, once each. Those that nobody may look at are named in a warning."""
+    found: list[Path] = []
+    links_first = sorted(runs, key=Path.is_symlink, reverse=True)
+    for run in {entry.resolve(): entry for entry in links_first}.values():
+        try:
+            found += [entry for entry in _entries(run / "eval") if is_run(entry, warns=True)]
+        except StorageError as error:
+            logger.warning("%s", error)
+    return found
 
 
 def _own_names(path: Path) -> list[str]:

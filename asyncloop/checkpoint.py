@@ -2,7 +2,7 @@
 
     checkpoints/step-00000500/   manifest.json  state.json  model.safetensors  hooks.safetensors (if hooks keep arrays)
     checkpoints/latest           a text file naming a directory; likewise `best` and other pointers
-    checkpoints/claims.json      who still wants which checkpoint
+    checkpoints/claims.json      who still wants which checkpoint, and which is the newest
 
 A checkpoint is written aside (`.tmp-…`), every file and the directory synced, the manifest with the SHA-256 of every
 file last, then renamed, then the parent synced. Only then the pointers move and what nobody claims is removed.
@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import threading
@@ -26,7 +27,7 @@ import numpy as np
 from safetensors import SafetensorError
 
 from asyncloop.control import Claim
-from asyncloop.errors import CheckpointError, NonFiniteError, StorageError
+from asyncloop.errors import AsyncloopError, CheckpointError, NonFiniteError, StorageError
 from asyncloop.shards import Shard, ShardedArray, read_shards, shard_file, shard_of, shards_as_safetensors, split
 from asyncloop.storage import (
     clear_away,
@@ -39,7 +40,17 @@ from asyncloop.storage import (
     storage_error,
     storage_errors,
 )
-from asyncloop.trees import Buffer, RawTensor, decoded, encoded, read_safetensors, safetensors
+from asyncloop.trees import (
+    Buffer,
+    RawTensor,
+    decoded,
+    encoded,
+    key_name,
+    plain_key,
+    read_safetensors,
+    safetensors,
+    unsavable,
+)
 from asyncloop.world import World
 
 __all__ = [
@@ -48,6 +59,7 @@ __all__ = [
     "Parts",
     "Saved",
     "bytes_of",
+    "copy_of",
     "copy_state",
     "load_weights",
     "nonfinite_leaf",
@@ -67,6 +79,14 @@ FORMAT = 1
 
 _NAME = re.compile(r"step-\d{8,}", re.ASCII)
 
+_DEEPEST = 100
+"""Levels of a state; what is nested deeper holds itself, or would meet Python's limit when it is read."""
+
+_DAMAGE = (
+    ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError, SafetensorError
+)  # fmt: skip
+"""What reading raises where something else stands than was written."""
+
 Parts = Mapping[str, Any]
 """Name of a part of a checkpoint → its state."""
 
@@ -80,26 +100,42 @@ def bytes_of(state: Any) -> int:
     return int(getattr(state, "nbytes", 16))
 
 
-def copy_state(state: Any) -> Any:
-    """A deep copy of a model's or hook's state that later updates in place cannot reach. Thread: the state's owner."""
+def copy_state(state: Any, path: tuple[str, ...] = ()) -> Any:
+    """A deep copy of a model's or hook's state that later updates in place cannot reach. Thread: the state's owner.
+
+    CheckpointError names the path of what no checkpoint can hold.
+    """
+    if len(path) > _DEEPEST:
+        raise CheckpointError(f"a state_dict is nested deeper than {_DEEPEST} levels ({_path(path)!r:.60} …)")
     if isinstance(state, Mapping):
-        return {key: copy_state(value) for key, value in cast("Mapping[Any, Any]", state).items()}
+        items = [(plain_key(key, _path(path)), value) for key, value in cast("Mapping[Any, Any]", state).items()]
+        return {key: copy_state(value, (*path, key_name(key))) for key, value in items}
     if isinstance(state, list | tuple):
-        return [copy_state(value) for value in cast("Sequence[Any]", state)]
+        return [copy_state(value, (*path, str(i))) for i, value in enumerate(cast("Sequence[Any]", state))]
     if hasattr(state, "__create_chunk_list__"):
         return shard_of(state.detach(), _copy_of_tensor)
     if hasattr(state, "detach"):
         return _copy_of_tensor(state.detach())
-    if isinstance(state, np.ndarray):
+    if isinstance(state, np.ndarray) and not state.dtype.hasobject:
         return np.array(cast("np.ndarray[Any, Any]", state), copy=True, order="C")
-    if isinstance(state, np.generic):
-        return cast("np.generic[Any]", state).item()
+    if isinstance(state, np.generic) and not state.dtype.hasobject:
+        scalar = cast("np.generic[Any]", state)
+        return scalar.item() if scalar.dtype.kind in "biufU" else scalar
     if state is None or isinstance(state, bool | int | float | str):
         return state
-    raise CheckpointError(
-        f"a state_dict holds a {type(state).__name__} ({state!r:.60}); "
-        "only mappings, lists, arrays, numbers, strings and None can be saved"
-    )
+    raise unsavable(cast(object, state), _path(path))
+
+
+def copy_of(state: Any, whose: str, kind: type[AsyncloopError]) -> Any:
+    """`copy_state` of what an object of the user's has given; an error of that `kind` names it if that cannot be saved."""
+    try:
+        return copy_state(state)
+    except CheckpointError as error:
+        raise kind(f"{whose}: {error}") from None
+
+
+def _path(path: Sequence[str]) -> str:
+    return "/".join(path)
 
 
 def _copy_of_tensor(tensor: Any) -> np.ndarray[Any, Any] | RawTensor:
@@ -120,12 +156,18 @@ def load_weights(model: Any, saved: Saved) -> None:
 
 
 def nonfinite_leaf(state: Any, path: str = "") -> str | None:
-    """The path of the first array with a NaN or infinity, None if all are finite."""
-    if isinstance(state, Mapping):
-        for key, value in cast("Mapping[Any, Any]", state).items():
-            found = nonfinite_leaf(value, f"{path}/{key}" if path else str(key))
+    """The path of the first array with a NaN or infinity, or number that is NaN; None if there is none.
+
+    A number may be infinite: a bound among the settings, a best value before there was one.
+    """
+    if isinstance(state, Mapping | list | tuple):
+        parts = cast("Mapping[Any, Any] | Sequence[Any]", state)
+        for key, value in parts.items() if isinstance(parts, Mapping) else enumerate(parts):
+            found = nonfinite_leaf(value, f"{path}/{key_name(key)}" if path else key_name(key))
             if found:
                 return found
+    elif isinstance(state, float):
+        return path if math.isnan(state) else None
     elif isinstance(state, Shard):
         return nonfinite_leaf(state.array, path)
     elif isinstance(state, RawTensor):
@@ -172,7 +214,8 @@ class Checkpoints:
         """Write one complete checkpoint, move the pointers, remove what nobody claims any more; its directory.
 
         `parts` are copies (`copy_state`) of the states of `model`, `hooks` and `epoch`. With a `world` its other
-        processes call `write_shards` meanwhile. Raises StorageError; the checkpoints before stay untouched then.
+        processes call `write_shards` meanwhile. Raises StorageError; the checkpoints before stay untouched then, and
+        nothing is left of the new one, whatever was raised.
         """
         name = f"step-{step:08d}"
         target = self.directory / name
@@ -182,11 +225,12 @@ class Checkpoints:
             claims = list(claims)
             self._write_new(target, step, parts, engine, claims, world)
             self._settle(name, claims)
-        except OSError as error:
+        except Exception as error:
             clear_away(self.directory / f".tmp-{name}")  # give the space back
-            if isinstance(error, StorageError):
+            told = _in_words(error, target)
+            if told is error:
                 raise
-            raise storage_error("write the checkpoint", target, error, CheckpointError) from error
+            raise told from error
         return target
 
     def write_shards(self, step: int, model: Any, world: World) -> None:
@@ -203,10 +247,12 @@ class Checkpoints:
             _, shards = split(encoded(model)[1])
             name = shard_file("model", world.rank, world.size)
             said = {"file": name, "entry": write_synced(own / name, *shards_as_safetensors(shards)), "at": str(own)}
-        except OSError as error:
-            told = storage_error("write the checkpoint", own, error, CheckpointError)
+        except Exception as error:
+            told = _in_words(error, own)
             said = {"failed": str(told)}
             clear_away(own)
+            if told is error:
+                raise
             raise told from error
         finally:
             world.gather_beside(said)
@@ -217,7 +263,7 @@ class Checkpoints:
         try:
             path = self._found(name)
             written = (path / "manifest.json").read_bytes()
-            manifest = json.loads(written)
+            manifest = _object_in(written)
             if manifest.get("format") != FORMAT:
                 raise CheckpointError(f"{path} has format {manifest.get('format')!r}; this version reads {FORMAT}")
             if written != sealed(manifest):
@@ -241,7 +287,7 @@ class Checkpoints:
 
             parts = {part: decoded(state[part], arrays.get(part, {}), whole) for part in state}
             model, hooks, epoch = parts["model"], parts["hooks"], parts.get("epoch", {})
-        except (ValueError, KeyError, TypeError, SafetensorError) as error:
+        except _DAMAGE as error:
             raise CheckpointError(f"{path} is damaged: {error}") from error
         except OSError as error:
             if isinstance(error, StorageError):
@@ -252,24 +298,31 @@ class Checkpoints:
     def read_newest(self, *, strict: bool = False) -> Saved | None:
         """The checkpoint to go on from: `latest`, or the newest before it that is whole; None if there never was one.
 
+        Where `latest` names another one than the claims, which are written before it and have a hash, those are right.
         A damaged one is named in a warning, and so is one that was written after a failure and lacks what the failure
         has cost: it is taken only if there is no other. Raises CheckpointError if all are damaged, or with `strict` for
         the first.
         """
         damaged: CheckpointError | None = None
         lacking: Saved | None = None
-        names, newest = self.names(), None
+        names, newest, noted = self.names(), None, self._noted_newest()
         try:
             newest = self._pointed("latest")
             if newest is None and names:
                 raise CheckpointError(f"{self.directory} has no `latest`, which names the newest checkpoint")
             if newest is not None and newest not in names:
                 raise CheckpointError(f"`latest` names {newest}, which is not there or not complete")
+            if noted is not None and newest != noted:
+                raise CheckpointError(
+                    f"`latest` names {newest}, but the newest that was saved or gone back to is {noted} (--from chooses)"
+                )
         except CheckpointError as error:
             if strict:
                 raise
             damaged = error
-            logger.warning("%s; going back to the %s", error, "newest" if newest is None else "one before")
+            before = "going back to the " + ("newest" if newest is None else "one before")
+            logger.warning("%s; %s", error, f"going on from {noted}" if noted is not None else before)
+            newest = noted or newest
         for name in reversed([each for each in names if newest is None or _number(each) <= _number(newest)]):
             try:
                 saved = self.read(name)
@@ -300,18 +353,20 @@ class Checkpoints:
             if newer:
                 what = newer[0] if len(newer) == 1 else f"{newer[0]} … {newer[-1]}"
                 logger.warning("going back to %s: %s is given up", self.directory / name, what)
-            if newer or content_of(self.directory / "latest") != _pointer_to(name):
-                write_atomically(self.directory / "latest", _pointer_to(name))
-            for pointer in [own for own, at in self.pointers().items() if at in newer]:
-                self._put_back(pointer, name)
             before = self._read_claims()
             claims = {who: [each for each in own if each not in newer] for who, own in before.items()}
-            if claims != before:
-                self._write_claims(claims)
+            if claims != before or self._noted_newest() != name:
+                self._write_claims(claims, name)  # before `latest`, which has to agree
+            if newer or content_of(self.directory / "latest") != _pointer_to(name):
+                write_atomically(self.directory / "latest", _pointer_to(name))
+            pointers, its_own = self.pointers(), _pointers_in(self._claims_of(name) or ())
+            behind = [own for own, at in pointers.items() if at in newer]
+            for pointer in [*behind, *(own for own in its_own if own not in behind and pointers.get(own) != name)]:
+                self._put_back(pointer, name)
 
     def refuse_given_up(self, name: str) -> None:
-        """CheckpointError for one behind `latest`: the run has gone back from it, and its metrics are cut."""
-        newest = self._pointed("latest")
+        """CheckpointError for one behind the newest: the run has gone back from it, and its metrics are cut."""
+        newest = self._noted_newest() or self._pointed("latest")
         if newest is not None and _number(name) > _number(newest):
             raise CheckpointError(
                 f"{self.directory / name} was given up when the run went back to {newest}, and what the run had written "
@@ -330,9 +385,9 @@ class Checkpoints:
     def _claims_of(self, name: str) -> list[Claim] | None:
         """Who wanted a checkpoint, as its manifest says; None for a damaged one, which is told of when it is read."""
         try:
-            manifest = json.loads((self.directory / name / "manifest.json").read_bytes())
+            manifest = _object_in((self.directory / name / "manifest.json").read_bytes())
             return [Claim(*claim) for claim in manifest["claims"]]
-        except (ValueError, KeyError, TypeError):
+        except _DAMAGE:
             return None
 
     def pointers(self) -> dict[str, str]:
@@ -391,11 +446,11 @@ class Checkpoints:
     def fingerprint(self, name: str) -> str | None:
         """Of the model's state in the directory `name`, by what its files say; None if they are not there any more."""
         try:
-            manifest = json.loads((self.directory / name / "manifest.json").read_bytes())
-            state = json.loads((self.directory / name / "state.json").read_bytes())
+            manifest = _object_in((self.directory / name / "manifest.json").read_bytes())
+            state = _object_in((self.directory / name / "state.json").read_bytes())
             files = {file: entry["sha256"] for file, entry in manifest["files"].items() if file.startswith("model.")}
             return _digest(_json([*(files[file] for file in sorted(files)), state["model"]]))
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, *_DAMAGE):
             return None
 
     def names(self) -> list[str]:
@@ -425,7 +480,8 @@ class Checkpoints:
             newest = pointers.get("latest")
             if len(names) == 1 and not is_there(self.directory / "latest"):
                 newest = names[0]  # the first of all, and no pointer names it yet
-            claims = self._claims_of(newest) if newest in names else None
+            is_sure = self._noted_newest() in (None, newest)  # else `read_newest` tells of it
+            claims = self._claims_of(newest) if newest in names and is_sure else None
             if claims is not None and any(pointers.get(each) != newest for each in ("latest", *_pointers_in(claims))):
                 self._settle(str(newest), claims)
 
@@ -445,7 +501,7 @@ class Checkpoints:
             written = self._write_with_others(aside, parts, world)
         wanted = [[claim.owner, claim.keep, claim.pointer] for claim in claims]
         manifest: dict[str, Any] = {
-            "format": FORMAT, "step": step, "engine": engine, "claims": wanted, "files": written
+            "format": FORMAT, "step": step, "engine": engine, "claims": wanted, "files": written, **_at_a_glance(parts, engine)
         }  # fmt: skip
         write_synced(aside / "manifest.json", sealed(manifest))
         sync_directory(aside)
@@ -453,11 +509,11 @@ class Checkpoints:
 
     def _write_with_others(self, aside: Path, parts: Parts, world: World) -> dict[str, Any]:
         """The files of this process, and the others' shards moved beside them; what the manifest says of all."""
-        failure: OSError | None = None
+        failure: Exception | None = None
         written: dict[str, Any] = {}
         try:
             written = self._write_parts(aside, parts, shard_file("model", world.rank, world.size))
-        except OSError as error:
+        except Exception as error:
             failure = error
         others = world.gather_beside({} if failure is None else {"failed": str(failure)})[1:]
         if failure is not None:
@@ -496,10 +552,11 @@ class Checkpoints:
                 with suppress(OSError):  # else `clean` does it, before the run goes on
                     os.rename(before, target)
                 raise
+            sync_directory(self.directory)  # the old one stays until the new one is durable
             clear_away(before)
         else:
             os.rename(aside, target)
-        sync_directory(self.directory)
+            sync_directory(self.directory)
 
     def _settle(self, name: str, claims: Sequence[Claim]) -> None:
         """Move pointers to a checkpoint that is durable now, then forget what nobody wants."""
@@ -511,7 +568,7 @@ class Checkpoints:
             own.append(name)
             if claim.keep is not None:
                 del own[: max(len(own) - claim.keep, 0)]
-        self._write_claims(owned)  # before what a resume goes by
+        self._write_claims(owned, name)  # before what a resume goes by
         # `latest` first: killed behind it, `clean` moves the others, which nothing that is older has to do with.
         for pointer in ["latest", *_pointers_in(claims)]:
             write_atomically(self.directory / pointer, _pointer_to(name))
@@ -536,25 +593,43 @@ class Checkpoints:
             sync_directory(self.directory.parent)
             self._run_was_there = True
 
-    def _write_claims(self, claims: dict[str, list[str]]) -> None:
+    def _write_claims(self, claims: dict[str, list[str]], newest: str) -> None:
         self._claims = claims
-        write_atomically(self.directory / "claims.json", sealed({"claims": claims}))
+        write_atomically(self.directory / "claims.json", sealed({"claims": claims, "latest": newest}))
 
     def _read_claims(self) -> dict[str, list[str]]:
         """Where nobody knows who wants what, all that is there is wanted."""
         if self._claims is not None:
             return self._claims
+        try:
+            record = self._noted()
+        except _DAMAGE:
+            logger.warning("%s is damaged; every checkpoint that is there is kept", self.directory / "claims.json")
+            record = None
+        if record is not None:
+            return record["claims"]
+        found = self.names()
+        return {"found": found} if found else {}
+
+    def _noted(self) -> dict[str, Any] | None:
+        """What stands in `claims.json`; None if there is none. Raises one of _DAMAGE."""
         path = self.directory / "claims.json"
         with storage_errors("read", path):
             content = content_of(path)
-        if content is not None:
-            with suppress(ValueError, AttributeError, KeyError):
-                record = json.loads(content)
-                if content == sealed(record):
-                    return record["claims"]
-            logger.warning("%s is damaged; every checkpoint that is there is kept", path)
-        found = self.names()
-        return {"found": found} if found else {}
+        if content is None:
+            return None
+        record = _object_in(content)
+        if content != sealed(record) or "claims" not in record:
+            raise ValueError(f"{path} is damaged")
+        return record
+
+    def _noted_newest(self) -> str | None:
+        """What `latest` has to name; None if `claims.json` does not say (it is older, or damaged), or if that has gone."""
+        try:
+            name = (self._noted() or {}).get("latest")
+        except _DAMAGE:
+            return None
+        return name if name in self.names() else None
 
 
 def refuse_nonfinite(step: int, model: Any) -> None:
@@ -622,6 +697,34 @@ def sync_directory(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def _in_words(error: Exception, path: Path) -> Exception:
+    """What the file system refused while a checkpoint was written, with path and remedy; any other error itself."""
+    if isinstance(error, StorageError) or not isinstance(error, OSError):
+        return error
+    return storage_error("write the checkpoint", path, error, CheckpointError)
+
+
+def _at_a_glance(parts: Parts, engine: Mapping[str, Any]) -> dict[str, Any]:
+    """What a checkpoint holds, for whoever reads its manifest; a resume goes by the engine's record and the states."""
+    return {
+        "epoch": engine.get("epoch"),
+        "cursors": {stream: at["cursor"] for stream, at in engine.get("positions", {}).items()},
+        "hooks": list(parts["hooks"]),
+        "rngs": sorted(engine.get("rng", ())),
+    }
+
+
+def _object_in(content: bytes) -> dict[str, Any]:
+    """What stands in a file of ours; ValueError if it is no JSON object."""
+    try:
+        found: Any = json.loads(content)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"it holds {content!r:.40}, not a JSON object")
+    return cast("dict[str, Any]", found)
 
 
 def _pointers_in(claims: Iterable[Claim]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,7 @@ from asyncloop.kept_outputs import (
 )
 from asyncloop.live import Run, background
 from asyncloop.model_thread import ModelThread
-from asyncloop.preflight import Parts, build, build_hooks
+from asyncloop.preflight import Parts, build, build_hooks, check_names
 from asyncloop.processes import as_one, joined, shared_directory
 from asyncloop.recorder import Recorder
 from asyncloop.rundir import RunDir
@@ -123,9 +124,21 @@ async def init_weights(model: Any, thread: ModelThread, run: str | Path) -> dict
         return Checkpoints(find_run(name) / "checkpoints").read(checkpoint)
 
     saved: Saved = await off_loop("reading weights", read)
-    only_weights = getattr(model, "load_weights", None)
-    await (thread.call(load_weights, model, saved) if only_weights is None else thread.call(only_weights, saved.model))
+    await thread.call(_begin_with, model, saved)
     return {"checkpoint": saved.path.absolute(), "step": saved.step}
+
+
+def _begin_with(model: Any, saved: Saved) -> None:
+    """Give a model what was learned, by its `load_weights`; without one it takes the whole state."""
+    only_weights = getattr(model, "load_weights", None)
+    if only_weights is None:
+        load_weights(model, saved)
+        return
+    try:
+        only_weights(saved.model)
+    except Exception as error:
+        error.add_note(f"loading the weights of {saved.path}")
+        raise
 
 
 # --- evaluation ---------------------------------------------------------------------------------------------------
@@ -226,11 +239,14 @@ async def open_evaluation(
             planned = await off_loop("config", plan)
             rundir = planned.rundir
             built = await _built(stack, planned)
-        engines = [
-            (_evaluator(parts, planned, progress, own_rng, keep_outputs), group.streams) for group, parts in built
-        ]
-        for engine, own in engines:
-            check_variables(engine.bus.hooks, {stream: planned.kept[stream] for stream in own if planned.kept})
+            engines = [
+                (_evaluator(parts, planned, progress, own_rng, keep_outputs), group.streams) for group, parts in built
+            ]
+            if planned.kept:
+                for engine, own in engines:
+                    check_variables(engine.bus.hooks, {stream: planned.kept[stream] for stream in own})
+            else:
+                await _check_names([parts for _, parts in built], engines)
         files = {"config.toml": planned.groups[0].config.text}
         for group, parts in built:
             files[str((parts.rundir.path / "resolved.toml").relative_to(rundir.path))] = dumps(group.config.resolved)
@@ -291,6 +307,21 @@ def _evaluator(parts: Parts, plan: _Plan, progress: str | None, own_rng: bool, k
     engine.progress.step, engine.progress.epochs_done = plan.step_and_epochs
     engine.progress.epoch = engine.progress.epochs_done
     return engine
+
+
+async def _check_names(all_parts: Sequence[Parts], engines: Sequence[tuple[Engine, list[str]]]) -> None:
+    """`check_names` for engines that do not train, each with its own streams. A dataset is entered once for all."""
+    opened: list[Any] = []
+    for parts, (engine, streams) in zip(all_parts, engines, strict=True):
+        asked = copy(engine)
+        asked.train_stream, asked.extra_streams = streams[0], tuple(streams[1:])
+        asked.progress = replace(engine.progress, epochs=engine.progress.epochs_done)
+        parts.dataset_is_open = any(parts.dataset is each for each in opened)
+        await check_names(parts, asked)
+        if parts.dataset_is_open:
+            opened.append(parts.dataset)
+    for parts, (engine, _) in zip(all_parts, engines, strict=True):
+        engine.dataset_is_open = any(parts.dataset is each for each in opened)
 
 
 async def _evaluate(engines: Sequence[tuple[Engine, list[str]]], live: Run) -> Result:

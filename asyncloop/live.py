@@ -133,7 +133,8 @@ class Run:
         if self.dir is not None:
             logger.info("run %s in %s", self.id, self.dir)
         try:
-            await self._record(state="running", times={"started": now()})
+            counters = {"epochs": self.progress.epochs_done, "steps": self.progress.step}
+            await self._record(state="running", times={"started": now()}, **counters)
             self._result = await self._work(self)
             self._state = self._state_of(self._result)
         except Exception as error:

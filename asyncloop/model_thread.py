@@ -240,7 +240,7 @@ class ModelThread:
                     return "end"
                 except Interrupted:
                     return "asked"
-                except Exception as error:
+                except BaseException as error:
                     error.add_note(f"stream {stream!r}, batch {stretch.index}")
                     raise
                 began_s = clock()
@@ -486,7 +486,7 @@ def _take_output(
         lazy = lazy or {}
         lazy[name] = value
     elif sort == "mapping":
-        _add_nested(means, name, value, n_examples)
+        lazy = _add_nested(means, name, value, n_examples, lazy)
     return lazy
 
 
@@ -553,12 +553,19 @@ def _start_clocks(hooks: Sequence[Subscription], now_s: float) -> None:
             own.next_due_s = now_s + own.cadence.interval
 
 
-def _without(values: Mapping[str, Any], names: Container[str]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if name not in names}
+def _without(values: Mapping[str, Any], names: Container[str], above: str = "") -> dict[str, Any]:
+    """The values but those under these names or paths."""
+    return {
+        name: _without(cast("Mapping[str, Any]", value), names, f"{above}{name}/")
+        if isinstance(value, Mapping)
+        else value
+        for name, value in values.items()
+        if above + name not in names
+    }
 
 
 def _evaluated(lazy: Mapping[str, Callable[[], Any]], names: Sequence[str]) -> dict[str, Any]:
-    """Each lazy output that is named (itself or a leaf of it), evaluated once."""
+    """Each lazy output that is named (itself, by its path, or a leaf of it), evaluated once."""
     wanted = {name if name in lazy else name.partition("/")[0] for name in names}
     return {name: lazy[name]() for name in lazy if name in wanted}
 
@@ -587,13 +594,24 @@ def _sort_of(kind: type[Any], value: Any) -> str:
     return sort
 
 
-def _add_nested(means: WeightedMeans, path: str, values: Mapping[str, Any], n_examples: int) -> None:
+def _add_nested(
+    means: WeightedMeans,
+    path: str,
+    values: Mapping[str, Any],
+    n_examples: int,
+    lazy: dict[str, Callable[[], Any]] | None,
+) -> dict[str, Callable[[], Any]] | None:
+    """The same for what is inside a nested output; names are paths there."""
     for name, value in values.items():
-        sort = _sort(value)
+        sort, at = _sort(value), f"{path}/{name}"
         if sort == "mapping":
-            _add_nested(means, f"{path}/{name}", value, n_examples)
+            lazy = _add_nested(means, at, value, n_examples, lazy)
+        elif sort == "lazy":
+            lazy = lazy or {}
+            lazy[at] = value
         elif sort == "scalar" or (sort == "array" and value.ndim == 0):
-            means.add(f"{path}/{name}", _host_scalar(value), n_examples)
+            means.add(at, _host_scalar(value), n_examples)
+    return lazy
 
 
 def _host_scalar(value: Any) -> Any:

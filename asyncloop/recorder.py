@@ -86,7 +86,6 @@ class Recorder(Hook):
             return (content_of(path) or b"").splitlines()
 
     def before_epoch(self, event: BeforeEpoch) -> None:
-        self._rundir.update(state="running", epochs=event.epoch, steps=event.step)
         self._write(event, {"streams": list(event.streams)})
 
     def after_evaluation(self, event: AfterEvaluation) -> None:
@@ -96,6 +95,7 @@ class Recorder(Hook):
             self._metrics(event, stream, event.data.get(stream, {}))
 
     def after_epoch(self, event: AfterEpoch) -> None:
+        self._rundir.update(epochs=event.epoch, steps=event.step)
         self._write(event, {"data": event.data})
         for stream, values in event.data.items():
             if (stream, event.step) not in self._evaluated:

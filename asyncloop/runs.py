@@ -293,11 +293,13 @@ def _shown_in_cell(live: Run, *, wanted: bool) -> Generator[None]:
 def run(source: Source | None = None, **options: Any) -> Result:
     """Run to the end on an event loop of its own (uvloop if installed). Takes what `open_run` takes.
 
-    Owns the process's random state: seeds Python's, numpy's and torch's generators from the run's seed.
+    Owns the process's random state: seeds Python's, numpy's and torch's generators from the run's seed. With an
+    `engine` that is for the engine to say.
     """
+    own: dict[str, Any] = {"own_rng": options.get("engine") is None, **options}
 
     async def main() -> Result:
-        async with open_run(source, own_rng=True, **options) as live:
+        async with open_run(source, **own) as live:
             return await live
 
     return anyio.run(main, backend_options={"use_uvloop": uvloop_is_there()})

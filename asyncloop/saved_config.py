@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,8 +22,8 @@ logger = logging.getLogger("asyncloop")
 
 
 class SavedConfig:
-    """The config of a saved run. Its modules come from the folder that the run was started from, while that is there;
-    else from the run's own copy.
+    """The config of a saved run. Its modules come from the folders that the run has imported them from, while those are
+    there; else from the run's own copies.
 
     `fallback` ("module:Class", a checkpoint's `restore_fallback`) takes the place of the model's class if that is gone.
     Methods block, and import the user's modules.
@@ -32,11 +33,15 @@ class SavedConfig:
         self.run, self._fallback = run, fallback
         self.restored: dict[str, Any] | None = None
         """The stored values with the fallback for the model's class; None as long as nobody has to take over."""
-        folder = run_in(run).record.get("folder")
+        record = run_in(run).record
+        imported = _imported(record)
+        own = [Path(record.get("folder") or ""), *map(Path, imported)]
+        copies = dict.fromkeys([run / "code", *(run / "code" / copy for copy in imported.values())])
         with storage_errors("look for the classes of", run):
-            self.folders = [each for each in (Path(folder) if folder else Path(), run / "code") if is_dir(each)]
-        if folder and Path(folder) not in self.folders:
-            logger.warning("%s is gone: classes come from the run's own copy, %s", folder, run / "code")
+            there = list(takewhile(is_dir, own))
+            self.folders = [*there, *filter(is_dir, copies)]
+        if len(there) < len(own):
+            logger.warning("%s is gone: classes come from the run's own copy, %s", own[len(there)], run / "code")
 
     def values(self) -> dict[str, Any]:
         """Every value that the run has used, as its resolved.toml says."""
@@ -95,6 +100,13 @@ class SavedConfig:
             "%s: the model's class %s is gone; restored as %s%s", self.run, table["class"], fallback, without
         )
         return document
+
+
+def _imported(record: Mapping[str, Any]) -> dict[str, str]:
+    """The other folders that a run has imported modules from, and where in its `code` their copies are."""
+    found: object = record.get("imported")
+    table = cast("dict[str, object]", found) if isinstance(found, dict) else {}
+    return {folder: copy for folder, copy in table.items() if isinstance(copy, str)}
 
 
 def check_stored(run: Path) -> None:

@@ -188,6 +188,7 @@ class Session:
             feed.interrupt()
         self._sleeper.wake()
         if self.control.stop_reason is not None:
+            self.bus.release_thread(True)
             self._loop.soon(self._hurry)
 
     def _hurry(self) -> None:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import logging
 import os
 import subprocess
+import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 
 from asyncloop.redact import redacted
 from asyncloop.storage import clear_away
 
-__all__ = ["copy_code", "git_state"]
+__all__ = ["copy_code", "copy_modules", "git_state"]
 
 logger = logging.getLogger("asyncloop")
 
@@ -39,21 +41,64 @@ def copy_code(folder: Path, target: Path, run_dir: Path) -> None:
 
     Never raises: a warning says how many are missing, and which of them first.
     """
-    refused: list[str] = []
-
-    def refuse(path: str, error: OSError) -> None:
-        refused.append(f"{path}: {error.strerror or error}")
-
     root = os.path.realpath(folder)
-    n_bytes = 0
-    for n_files, path in enumerate(_code_below(root, os.path.realpath(run_dir), refuse)):
-        n_bytes += _size(path)
-        if n_files == _CODE_FILES or n_bytes > _CODE_BYTES:
-            logger.warning("the code snapshot stops at %d files: %s holds too much code", n_files, folder)
-            break
-        _copy(path, target / os.path.relpath(path, root), refuse)
+    with _refusals() as refuse:
+        files = _code_below(root, os.path.realpath(run_dir), refuse)
+        _copy_all(((path, target / os.path.relpath(path, root)) for path in files), folder, refuse)
+
+
+def copy_modules(modules: Iterable[Path], cwd: Path, folder: Path, target: Path, run_dir: Path) -> dict[str, str]:
+    """Copy modules that lie below `cwd`, files or packages with all that is in them, to where they are seen from there.
+
+    What is below `folder`, which is in `target` already, is not copied again. Bounded as `copy_code`, never raises.
+    Returns the directories that the modules are imported from, each with that of its copies below `target`.
+    """
+    base_of = {place: folder if folder in place.parents else cwd for place in modules}
+    with _refusals() as refuse:
+        lacking = (
+            (path, copy)
+            for place, base in base_of.items()
+            for path in _files_of(place, folder, os.path.realpath(run_dir), refuse)
+            if not os.path.lexists(copy := target / os.path.relpath(path, base))
+        )
+        _copy_all(lacking, cwd, refuse)
+    return {str(place.parent): os.path.relpath(place.parent, base) for place, base in base_of.items()}
+
+
+def _files_of(module: Path, folder: Path, run_dir: str, refuse: Refusal) -> Iterator[str]:
+    """The files of a module; of those below a `folder` that is in the package itself only what was imported as its."""
+    if module.suffix == ".py":
+        yield str(module)
+        return
+    loaded = _loaded(module.name) if folder.is_relative_to(module) else None
+    for path in _code_below(str(module), run_dir, refuse):
+        if loaded is None or not Path(path).is_relative_to(folder) or os.path.realpath(path) in loaded:
+            yield path
+
+
+def _loaded(package: str) -> set[str]:
+    """The files that a package and its modules have been imported from."""
+    own = [module for name, module in sys.modules.copy().items() if f"{name}.".startswith(f"{package}.")]
+    return {os.path.realpath(file) for module in own if (file := getattr(module, "__file__", None))}
+
+
+@contextmanager
+def _refusals() -> Generator[Refusal]:
+    """Collects what cannot be copied, and says so in one warning."""
+    refused: list[str] = []
+    yield lambda path, error: refused.append(f"{path}: {error.strerror or error}")
     if refused:
         logger.warning("the code snapshot lacks %d that cannot be copied, first %s", len(refused), refused[0])
+
+
+def _copy_all(files: Iterable[tuple[str, Path]], owner: Path, refuse: Refusal) -> None:
+    n_bytes = 0
+    for n_files, (path, copy) in enumerate(files):
+        n_bytes += _size(path)
+        if n_files == _CODE_FILES or n_bytes > _CODE_BYTES:
+            logger.warning("the code snapshot stops at %d files: %s holds too much code", n_files, owner)
+            break
+        _copy(path, copy, refuse)
 
 
 def _size(path: str) -> int:

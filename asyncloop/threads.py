@@ -32,6 +32,7 @@ __all__ = [
     "Notice",
     "OwnThread",
     "ThreadSleeper",
+    "cut_off",
     "off_loop",
     "shrugged_off",
     "stray_cancellation",
@@ -270,6 +271,11 @@ def stray_cancellation(error: BaseException, where: str) -> RuntimeError:
     stray = RuntimeError(f"{where} let a {type(error).__name__} out although nobody cancelled the run")
     stray.__cause__ = error
     return stray.with_traceback(error.__traceback__)
+
+
+def cut_off(where: str) -> RuntimeError:
+    """What is told of work that ended because its task was cancelled; nobody hears it if the owner ended it."""
+    return RuntimeError(f"{where} was cancelled from outside the run")
 
 
 class _Job:

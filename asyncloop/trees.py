@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -23,10 +23,13 @@ __all__ = [
     "RawTensor",
     "decoded",
     "encoded",
+    "key_name",
     "numpy_of",
+    "plain_key",
     "read_safetensors",
     "safetensors",
     "stored_dtype",
+    "unsavable",
 ]
 
 _SAFETENSORS_NAMES = {
@@ -42,6 +45,9 @@ _TORCH_NAMES = {"bfloat16": "BF16", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "
 """What it has a name for and numpy has not."""
 
 _NUMPY_NAMES = {kind: name for name, kind in _SAFETENSORS_NAMES.items()}
+
+_LONG_INT_BITS = 2048
+"""Python reads and writes longer ints as decimals only up to a limit, which may be as low as 640 digits."""
 
 Array = np.ndarray[Any, Any]
 Buffer = bytes | memoryview
@@ -102,15 +108,58 @@ def _encoded(value: Any, path: str, arrays: Leaves) -> Any:
     if isinstance(value, np.ndarray | np.generic | RawTensor) or hasattr(value, "offsets"):
         return _reference(cast(Any, value), path, arrays)
     if isinstance(value, Mapping):
-        items = cast("Mapping[Any, Any]", value).items()
-        return {"items": [[key, _encoded(part, f"{path}/{key}" if path else str(key), arrays)] for key, part in items]}
-    if isinstance(value, list):
-        return [_encoded(part, f"{path}/{i}", arrays) for i, part in enumerate(cast("list[Any]", value))]
-    return value
+        return {"items": [_item(*item, path, arrays) for item in cast("Mapping[Any, Any]", value).items()]}
+    if isinstance(value, list | tuple):
+        return [_encoded(part, f"{path}/{i}", arrays) for i, part in enumerate(cast("Sequence[Any]", value))]
+    if _is_long(value):
+        return {"hex": hex(value)}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise unsavable(value, path)
+
+
+def _item(key: Any, part: Any, path: str, arrays: Leaves) -> list[Any]:
+    key = plain_key(key, path)
+    here = f"{path}/{key_name(key)}" if path else key_name(key)
+    return [_encoded(key, path, arrays), _encoded(part, here, arrays)]
+
+
+def key_name(key: Any) -> str:
+    """A mapping's key in a path."""
+    return hex(key) if _is_long(key) else str(key)
+
+
+def _is_long(value: Any) -> bool:
+    return isinstance(value, int) and value.bit_length() > _LONG_INT_BITS
+
+
+def plain_key(key: Any, path: str) -> bool | int | float | str | None:
+    """A mapping's key as JSON holds it; CheckpointError for what it cannot. `path`: of the mapping."""
+    if isinstance(key, np.generic):
+        key = cast(Any, key.item())
+    if key is None or isinstance(key, bool | int | float | str):
+        return key
+    raise CheckpointError(
+        f"a state_dict holds a mapping with the key {key!r:.60}, a {type(key).__name__}{_at(path)}; "
+        "only strings, numbers and None can be keys"
+    )
+
+
+def unsavable(value: object, path: str) -> CheckpointError:
+    """What is wrong with a leaf that no checkpoint can hold."""
+    return CheckpointError(
+        f"a state_dict holds a {type(value).__name__} ({value!r:.60}){_at(path)}; "
+        "only mappings, lists, arrays, numbers, strings and None can be saved"
+    )
+
+
+def _at(path: str) -> str:
+    return f" at {path!r:.80}" if path else ""
 
 
 def _reference(value: Any, path: str, arrays: Leaves) -> dict[str, Any]:
-    while path in arrays:  # "a/b" beside "a" with a "b" in it
+    path = path.encode(errors="backslashreplace").decode()  # half of a surrogate pair is no name in the format
+    while path in arrays or path == "__metadata__":  # "a/b" beside "a" with a "b" in it
         path += "+"
     if hasattr(value, "offsets"):
         arrays[path] = value
@@ -122,7 +171,7 @@ def _reference(value: Any, path: str, arrays: Leaves) -> dict[str, Any]:
     entry: dict[str, Any] = {"array": path, **({"scalar": True} if isinstance(value, np.generic) else {})}
     if array.dtype.name not in _SAFETENSORS_NAMES or array.dtype.byteorder == ">":
         if array.dtype.hasobject:
-            raise CheckpointError(f"the array {path!r} holds Python objects and cannot be saved")
+            raise CheckpointError(f"a state_dict holds an array of Python objects{_at(path)}, which cannot be saved")
         entry |= {"dtype": array.dtype.str, "shape": list(array.shape)}
         array = np.frombuffer(array.tobytes(), dtype=np.uint8)
     arrays[path] = array
@@ -136,8 +185,10 @@ def decoded(tree: Any, arrays: Mapping[str, Any], whole: Callable[[str, list[int
     """
     if isinstance(tree, dict):
         entry = cast("dict[str, Any]", tree)
+        if "hex" in entry:
+            return int(entry["hex"], 16)
         if "array" not in entry:
-            return {key: decoded(part, arrays, whole) for key, part in entry["items"]}
+            return {decoded(key, arrays): decoded(part, arrays, whole) for key, part in entry["items"]}
         if "whole" in entry and whole is not None:
             return whole(entry["array"], entry["whole"])
         array = arrays[entry["array"]]

@@ -44,10 +44,13 @@ async def watch(
     """
     period_s = min(max(min(deadlines.values()) / 4, 0.02), 1.0)
     seen: tuple[Stretch | None, int, int] = (None, 0, 0)
-    since, told = time.monotonic(), False
+    now = since = time.monotonic()
+    told = False
     while True:
+        before = now
         await anyio.sleep(period_s)
         now, current = time.monotonic(), stretch()
+        since += now - before - period_s  # the whole process stood still: nobody could have done anything
         mark = (current, current.index if current else 0, current.n_accepted if current else 0)
         if mark != seen or current is None:
             seen, since, told = mark, now, False

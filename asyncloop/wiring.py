@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import anyio
 
 from asyncloop import rng
+from asyncloop.blame import is_others
 from asyncloop.checkpoint import bytes_of
-from asyncloop.config import Config, dumps
+from asyncloop.config import Component, Config, dumps
 from asyncloop.engine import Engine
 from asyncloop.errors import StorageError
 from asyncloop.preflight import Parts, build
 from asyncloop.processes import shared_directory
 from asyncloop.recorder import Recorder
 from asyncloop.rundir import RunDir
+from asyncloop.snapshot import copy_modules
 from asyncloop.storage import is_dir, storage_errors
 from asyncloop.threads import OwnThread, off_loop
 from asyncloop.world import World
@@ -115,23 +121,59 @@ async def make_directory(parts: Parts, entries: Mapping[str, Any]) -> None:
     files = {"config.toml": config.text, "resolved.toml": dumps(config.resolved)}
     folder = (Path() if config.path is None else config.path.parent).absolute()
     own = {"seed": config.run.seed, "tags": config.run.tags, "folder": folder}
-    await made(parts.rundir, files, {**own, **entries}, folder)
+    await made(parts.rundir, files, {**own, **entries}, partial(_copy_code, config, folder, parts.rundir))
 
 
 async def made(
-    rundir: RunDir, files: Mapping[str, str], entries: Mapping[str, Any], folder: Path | None = None
+    rundir: RunDir, files: Mapping[str, str], entries: Mapping[str, Any], then: Callable[[], None] | None = None
 ) -> None:
-    """Make a run directory, with a copy of the code in `folder`, whole or not at all."""
+    """Make a run directory, and `then` what else belongs into it, whole or not at all."""
     async with OwnThread("asyncloop run directory") as thread:
         try:
             await thread.call(rundir.create, files, entries)
-            if folder is not None:
-                await thread.call(rundir.snapshot_code, [folder])
+            if then is not None:
+                await thread.call(then)
         except BaseException:
             with anyio.CancelScope(shield=True):
                 await thread.call(rundir.remove)
             rundir.close()
             raise
+
+
+def _copy_code(config: Config, folder: Path, rundir: RunDir) -> None:
+    """Copy the config's folder, and the modules from the current directory that are not in it. Blocks."""
+    if rundir.is_anothers:
+        return
+    rundir.snapshot_code([folder])
+    cwd, folder = Path.cwd().resolve(), folder.resolve()
+    modules = _modules_below(cwd, [config.dataset, config.model, *config.hooks])
+    copied = copy_modules(modules, cwd, folder, rundir.path / "code", rundir.path)
+    copied.pop(str(folder), None)
+    if copied:
+        rundir.update(imported=copied)
+
+
+def _modules_below(cwd: Path, components: Iterable[Component]) -> list[Path]:
+    """Files and packages of the user's top-level modules below `cwd`: those of the components, and what was imported
+    from `cwd` itself, which they may need."""
+    classes = [(str(each.settings["class"]).partition(":")[0], str(each.cls.__module__)) for each in components]
+    own = {name.partition(".")[0] for names in classes for name in names}
+    found = {
+        place: None
+        for name, module in sorted(sys.modules.copy().items())
+        if name.isidentifier() and name != "__main__"
+        for place in _places_of(module)
+        if place.parent == cwd or (name in own and cwd in place.parents)
+        if is_others(str(place)) and not {"site-packages", "dist-packages"} & set(place.parts)
+    }
+    return list(found)
+
+
+def _places_of(module: ModuleType) -> list[Path]:
+    """The file of a module, or the directories of a package, which may be several; links to them are left as links."""
+    folders, file = getattr(module, "__path__", None), getattr(module, "__file__", None)
+    paths: Iterable[str] = folders if folders is not None else [file] if file and file.endswith(".py") else []
+    return [Path(os.path.realpath(os.path.dirname(path)), os.path.basename(path)) for path in paths]
 
 
 async def check_room(parts: Parts) -> None:

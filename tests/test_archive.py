@@ -81,6 +81,33 @@ def test_a_run_is_found_by_path_id_prefix_name_and_as_the_latest(tmp_path: Path)
             find_run(name, tmp_path)
 
 
+def test_an_evaluation_is_found_by_its_id_if_no_training_run_is_meant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = saved(tmp_path, "digits-20260101-000000-abcd1234", "2026-01-01T00:00:00+00:00")
+    one = saved(run / "eval", "valid-20260102-000000-abff5678", "2026-01-02T00:00:00+00:00")
+    two = saved(run / "eval", "test-20260102-000000-ccff5678", "2026-01-02T00:00:00+00:00")
+    assert find_run("latest", tmp_path) == run
+    (tmp_path / "link").symlink_to(run)
+    for name, path in (("abff5678", one), ("abf", one), (one.name, one), ("c", two), ("abcd", run)):
+        assert find_run(name, tmp_path) == path
+    scanned: list[Path] = []
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: scanned.append(Path(path)) or scandir(path))
+    assert find_run("abcd", tmp_path) == run
+    assert scanned == [tmp_path]
+
+
+def test_a_run_whose_evaluations_nobody_may_see_hides_no_other_ones(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    saved(saved(tmp_path, "a-1") / "eval", "valid-3")
+    found = saved(saved(tmp_path, "b-2") / "eval", "valid-4")
+    with Disk(tmp_path, "EIO", 1, for_good=True, only="scandir .*/a-1/eval"):
+        assert find_run("4", tmp_path) == found
+    assert "a-1/eval: Input/output error" in caplog.text
+
+
 def test_a_damaged_record_is_unreadable_and_hides_no_other_run(tmp_path: Path) -> None:
     saved(tmp_path, "a-1", state="completed")
     (saved(tmp_path, "b-2") / "run.json").write_text('{"id": ')

@@ -30,6 +30,11 @@ class Data:
         yield {"x": np.full(4, 10.0)}
     test_stream = valid_stream
 
+class Labelled:
+    def train_stream(self):
+        yield from ({"x": np.full((4, 2), float(i)), "label": np.arange(4) % 2} for i in range(3))
+    valid_stream = train_stream
+
 class Steps:
     '''Its outputs tell how often it was trained.'''
     input_names, output_names = ("x",), ("steps", "loss")
@@ -164,6 +169,12 @@ async def test_another_config_and_other_values_can_be_given(run: Path) -> None:
             ConfigError,
             "`SaveLatest` saves checkpoints, which an evaluation never does; remove it",
         ),
+        (
+            ["test", "valid"],
+            {"set": {"eval.valid.hooks": [{"class": "WriteJSONL", "variables": ["x", "los"]}]}},
+            ConfigError,
+            "hook WriteJSONL wants the variable 'los', which is neither .*did you mean 'loss'",
+        ),
     ],
 )
 async def test_a_mistake_is_named_before_anything_is_made(
@@ -173,6 +184,38 @@ async def test_a_mistake_is_named_before_anything_is_made(
         async with open_evaluation(run, streams, **options):  # type: ignore[arg-type]
             pass
     assert not (run / "eval").exists()
+
+
+@pytest.mark.anyio
+async def test_a_dataset_is_entered_once_whichever_of_the_streams_is_looked_into(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered: list[str] = []
+    data = sys.modules["evaluated_parts"].Labelled
+
+    async def enter(self: object) -> object:
+        entered.append("in")
+        return self
+
+    async def leave(self: object, *trouble: object) -> None:
+        entered.append("out")
+
+    monkeypatch.setattr(data, "__aenter__", enter, raising=False)
+    monkeypatch.setattr(data, "__aexit__", leave, raising=False)
+    hooks = [{"class": "WriteJSONL", "variables": ["label"]}]
+    change = {"dataset.class": "evaluated_parts:Labelled", "eval.valid.hooks": hooks}
+    async with open_evaluation(run, ["train", "valid"], set=change) as live:
+        await live
+    assert entered == ["in", "out"]
+    assert live.dir is not None
+    assert (live.dir / "valid" / "batches.jsonl").is_file()
+
+
+@pytest.mark.anyio
+async def test_a_model_that_cannot_be_trained_is_evaluated_in_the_middle_of_a_run(run: Path) -> None:
+    sys.modules["evaluated_parts"].Steps.cannot_train = "cannot be trained"
+    async with open_evaluation(run, ["valid"], checkpoint="3") as live:
+        assert (await live).metrics["valid"]["steps"] == 3
 
 
 @pytest.mark.anyio
@@ -199,6 +242,22 @@ async def test_a_run_begins_with_the_weights_of_another_and_counters_at_zero(run
     assert live.dir is not None
     record = json.loads((live.dir / "run.json").read_text())
     assert record["init_from"] == {"checkpoint": str(run / "checkpoints/step-00000003"), "step": 3}
+
+
+@pytest.mark.anyio
+async def test_old_weights_begin_a_run_with_another_optimizer_and_nothing_else_of_the_old_one(run: Path) -> None:
+    model = {"class": "SoftmaxRegression", "inputs": "x", "n_inputs": 2, "n_classes": 2, "lr": 0.1}
+    change = {"dataset.class": "evaluated_parts:Labelled", "eval": {}, "hooks": [], "engine.epochs": 1}
+    async with asyncloop.open_run("cfg.toml", set={**change, "model": model}) as live:
+        first = await live
+    assert first.dir is not None
+    other = {**change, "model": {**model, "optimizer": "sgd", "lr": 0.0}}
+    async with asyncloop.open_run("cfg.toml", set=other, init_from=first.dir) as live:
+        second = await live
+    assert second.metrics["valid"]["loss"] == first.metrics["valid"]["loss"]
+    assert second.dir is not None
+    state = Checkpoints(second.dir / "checkpoints").read().model
+    assert (state["optimizer"]["name"], state["optimizer"]["n_updates"]) == ("sgd", 3)
 
 
 @pytest.mark.anyio
@@ -268,3 +327,44 @@ def test_a_runs_own_code_comes_before_that_of_the_directory_one_is_in(
         assert asyncloop.load_model(moved / "runs" / run.name).steps == 6
     finally:
         sys.path[:] = path
+
+
+@pytest.mark.parametrize(("config", "cwd"), [("configs/cfg.toml", "."), ("cfg.toml", "sub"), ("models/cfg.toml", ".")])
+def test_classes_from_beside_the_configs_folder_are_found_from_another_directory(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, config: str, cwd: str
+) -> None:
+    project, other = tmp_path / "project", tmp_path_factory.mktemp("other")
+    at = project / cwd
+    files = {
+        at / "models" / "__init__.py": "",
+        at / "models" / "counting.py": f"from counted_beside import *\n{textwrap.dedent(PARTS)}",
+        at / "models" / "unused.py": "",
+        at / "counted_beside.py": "",
+        at / "not_imported.py": "",
+        project / config: CONFIG.replace("evaluated_parts", "models.counting"),
+    }
+    for path, text in files.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.chdir(at)
+
+    def forget() -> None:
+        for name in ("models", "models.counting", "counted_beside"):
+            sys.modules.pop(name, None)
+
+    try:
+        first = asyncloop.run(project / config, output_dir=other / "run")
+        assert first.dir is not None
+        assert ("not_imported.py" in [path.name for path in (first.dir / "code").rglob("*")]) == (cwd == "sub")
+        monkeypatch.chdir(other)
+        forget()
+        assert asyncloop.load_model(first.dir).steps == 6
+        assert sys.modules["models.counting"].__file__ == str(at / "models" / "counting.py")
+        shutil.rmtree(project)
+        forget()
+        assert asyncloop.load_model(first.dir).steps == 6
+        assert asyncloop.run(resume=first.dir, set={"engine.epochs": 3}).epochs == 3
+        assert str(first.dir / "code") in sys.modules["models.counting"].__file__
+    finally:
+        forget()

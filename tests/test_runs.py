@@ -8,6 +8,7 @@ import os
 import random
 import re
 import shutil
+import sys
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -22,13 +23,17 @@ from asyncloop import (
     AfterBatch,
     AfterEpoch,
     AfterTraining,
+    BeforeEpoch,
     CheckpointError,
     ConfigError,
     Engine,
     Hook,
     NothingToResumeError,
 )
+from asyncloop.archive import read_run
 from asyncloop.checkpoint import Checkpoints
+from asyncloop.recorder import Recorder
+from asyncloop.rundir import RunDir
 
 CONFIG = """
 [run]
@@ -298,6 +303,44 @@ def test_run_is_synchronous_owns_the_global_random_state_and_is_reproducible(pro
             asyncloop.run(project / "cfg.toml", set={"dataset.class": "noisy_parts:Noisy", "engine.buffer": 0})
         )
     assert results[0].metrics == results[1].metrics
+
+
+def test_an_engine_is_run_as_it_is_opened(tmp_path: Path) -> None:
+    state = random.getstate()
+    first = asyncloop.run(engine=Engine(Counting(), Arrays(), epochs=2), output_dir=tmp_path / "run")
+    assert (first.epochs, first.dir) == (2, tmp_path / "run")
+    assert asyncloop.run(engine=Engine(Counting(), Arrays(), epochs=3), resume=tmp_path / "run").epochs == 3
+    assert random.getstate() == state
+
+
+@pytest.mark.anyio
+async def test_run_json_counts_the_epochs_that_are_done(project: Path) -> None:
+    (project / "reading_parts.py").write_text(
+        textwrap.dedent("""
+        import json
+        class Reads:
+            seen = []
+            def __init__(self, output_dir):
+                self.path = output_dir / "run.json"
+            def before_training(self, event):
+                self.seen.append(json.loads(self.path.read_text())["epochs"])
+        """)
+    )
+    hooks = [{"class": "SaveEvery", "every": "1 epoch"}, {"class": "reading_parts:Reads"}]
+    async with asyncloop.open_run(project / "cfg.toml", set={"hooks": hooks}) as live:
+        result = await live
+    async with asyncloop.open_run(resume=result.dir, checkpoint="5") as live:
+        await live
+    assert sys.modules.pop("reading_parts").Reads.seen == [0, 1]
+    rundir = RunDir.plan(project, "recorded")
+    rundir.create({}, {})
+    recorder, info = Recorder(rundir), live.engine.run_info
+    for epoch in (1, 2):
+        recorder.before_epoch(BeforeEpoch(info, live.control, epoch, 5 * epoch - 5, ["train"]))
+        assert read_run(rundir.path).epochs == epoch - 1
+        recorder.after_epoch(AfterEpoch(info, live.control, epoch, 5 * epoch, {}))
+        assert (read_run(rundir.path).epochs, read_run(rundir.path).steps) == (epoch, 5 * epoch)
+    rundir.close()
 
 
 @pytest.mark.anyio

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from asyncloop import snapshot
-from asyncloop.snapshot import copy_code, git_state
+from asyncloop.snapshot import copy_code, copy_modules, git_state
 
 
 @pytest.fixture
@@ -114,3 +114,47 @@ def test_runs_environments_and_the_run_itself_are_no_code(tmp_path: Path) -> Non
     (source / "run.json").touch()
     copy_code(source, run_dir / "code", run_dir)
     assert [str(path.relative_to(run_dir)) for path in (run_dir / "code").rglob("*.py")] == ["code/lib/a.py"]
+
+
+def below(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*.*"))
+
+
+def written(folder: Path, *names: str) -> None:
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+
+
+@pytest.mark.parametrize(
+    ("folder", "copied", "imported"),
+    [
+        ("configs", ["cfg.toml", "lone.py", "package/a.py", "package/deep/b.toml"], "."),
+        (".", ["configs/cfg.toml", "lone.py", "other.py", "package/a.py", "package/deep/b.toml"], "."),
+        ("..", ["work/configs/cfg.toml", "work/lone.py", "work/other.py", "work/package/a.py",
+                "work/package/deep/b.toml"], "work"),
+        ("package/deep", ["b.toml", "lone.py", "package/a.py"], "."),
+    ],
+)  # fmt: skip
+def test_modules_are_copied_to_where_they_are_imported_from_and_none_twice(
+    tmp_path: Path, folder: str, copied: list[str], imported: str
+) -> None:
+    work, target = tmp_path / "user" / "work", tmp_path / "target"
+    written(work, "configs/cfg.toml", "package/a.py", "package/deep/b.toml", "lone.py", "other.py")
+    own = (work / folder).resolve()
+    copy_code(own, target, tmp_path / "run")
+    found = copy_modules([work / "package", work / "lone.py"], work, own, target, tmp_path / "run")
+    assert below(target) == copied
+    assert found == {str(work): imported}
+
+
+def test_modules_that_the_copy_of_the_folder_has_not_come_to_are_copied_behind_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(snapshot, "_CODE_FILES", 2)
+    written(tmp_path / "user", "a.py", "b.py", "work/c.py", "work/package/d.py", "work/package/e.py")
+    work = tmp_path / "user" / "work"
+    copy_code(tmp_path / "user", tmp_path / "target", tmp_path / "run")
+    copy_modules([work / "package", work / "c.py"], work, tmp_path / "user", tmp_path / "target", tmp_path / "run")
+    assert below(tmp_path / "target") == ["a.py", "b.py", "work/package/d.py", "work/package/e.py"]
+    assert caplog.text.count("the code snapshot stops at 2 files") == 2

@@ -66,7 +66,10 @@ def resume_run(
     run: str, overrides: Sequence[str], *, as_json: bool, checkpoint: str | None = None, **options: Any
 ) -> int:
     """Go on with a run; the exit code, 0 if there is nothing left to do. `options` are `open_run`'s."""
-    saved = read_run(training_run(run))
+    try:
+        saved = read_run(training_run(run))
+    except Exception as error:
+        return _refused(error, as_json=as_json)
     if saved.state == "completed" and checkpoint is None and not overrides:
         return _nothing_to_do(saved, as_json=as_json)
     opening = partial(open_run, resume=saved.path, set=overrides, own_rng=True, checkpoint=checkpoint, **options)
@@ -93,8 +96,15 @@ def watch_run(streams: Sequence[str], run: str, overrides: Sequence[str], *, as_
     What has been evaluated on these streams is read from the run's `eval/`, so that going on watching repeats nothing.
     A signal ends the watching with the evaluation under way. A checkpoint that the run has removed again is left out.
     """
-    path, code = find_run(run), 0
     configure_logging()
+    try:
+        return _watched(find_run(run), streams, overrides, as_json=as_json, **options)
+    except Exception as error:
+        return _refused(error, as_json=as_json)
+
+
+def _watched(path: Path, streams: Sequence[str], overrides: Sequence[str], *, as_json: bool, **options: Any) -> int:
+    code = 0
     watch.goes_on = True
     logger.info("watching %s for checkpoints", path)
     checkpoints, done, seen = Checkpoints(path / "checkpoints"), _evaluated(path, streams), set[tuple[str, int]]()
@@ -144,7 +154,7 @@ def _conduct(opening: Opening, *, as_json: bool, debug: bool = False, rm: bool =
         outcome = anyio.run(_run, opening, rm, debug, backend_options={"use_uvloop": uvloop_is_there()})
     except (Exception, SystemExit) as error:
         # Before there was a run. To end the process is not for the user's code to do.
-        outcome = _Outcome(tell(error), reason=redacted(f"{type(error).__name__}: {error}"))
+        return _refused(error, as_json=as_json)
     if outcome.error is not None and not debug:
         tell(outcome.error)
     if not is_first():  # of several processes one speaks for all
@@ -154,9 +164,16 @@ def _conduct(opening: Opening, *, as_json: bool, debug: bool = False, rm: bool =
         if resumable and not rm and outcome.exit_code in INTERRUPTED.values():
             complain(f"to go on: asyncloop resume {_short(outcome.live)}")
     elif as_json:
-        nothing: dict[str, Any] = {"epochs": 0, "steps": 0, "metrics": {}}
-        _print_object(None, None, "failed", outcome.reason, outcome.exit_code, nothing)
+        _print_nothing(outcome.reason, outcome.exit_code)
     return outcome.exit_code
+
+
+def _refused(error: BaseException, *, as_json: bool) -> int:
+    """Tell what has ended the command before there was a run; the exit code."""
+    code = tell(error)
+    if as_json and is_first():
+        _print_nothing(redacted(f"{type(error).__name__}: {error}"), code)
+    return code
 
 
 def _short(live: Run) -> str:
@@ -260,6 +277,11 @@ def _print_object(
 ) -> None:
     head = {"id": run_id, "dir": run_dir, "state": state, "reason": reason}
     print_json({**head, "exit_code": exit_code, **counters})
+
+
+def _print_nothing(reason: str, exit_code: int) -> None:
+    """The object of a command that has come to no run."""
+    _print_object(None, None, "failed", reason, exit_code, {"epochs": 0, "steps": 0, "metrics": {}})
 
 
 def _print_words(end: str, where: str, metrics: dict[str, dict[str, Any]]) -> None:

@@ -151,13 +151,7 @@ class MLP:
         `lr` than that one: then its own holds, so that a config changed for the continuation has its effect.
         """
         rng = np.random.default_rng()
-        problems = self._differences(state, rng)
-        if problems:
-            found = "; ".join(problems)
-            raise ModelError(
-                f"the state does not fit this {type(self).__name__}: {found}. Nothing was loaded; "
-                "build the model with the arguments of the saved one, or start without this state"
-            )
+        self._refuse(self._differences(state, rng))
         optimizer = state["optimizer"]
         self._network.parameters.assign(state["weights"])
         if self._average:
@@ -170,6 +164,29 @@ class MLP:
         else:
             self._lr = self._configured_lr
         self._rng = rng
+
+    def load_weights(self, state: Mapping[str, Any]) -> None:
+        """Take over only what was learned, the average if there is one: a new run begins with it.
+
+        Optimizer, learning rate and generators stay as built. ModelError, and no change, if names, shapes or dtypes
+        differ.
+        """
+        parts = [part for part in ("weights", "average") if part in state]
+        problems = [] if "weights" in parts else [f"it has {', '.join(sorted(state))}, expected weights"]
+        for part in parts:
+            problems += self._network.parameters.differences(state[part], part)
+        self._refuse(problems)
+        learned = state[parts[-1]]
+        self._network.parameters.assign(learned)
+        self._evaluated.parameters.assign(learned)
+
+    def _refuse(self, problems: Sequence[str]) -> None:
+        if problems:
+            found = "; ".join(problems)
+            raise ModelError(
+                f"the state does not fit this {type(self).__name__}: {found}. Nothing was loaded; "
+                "build the model with the arguments of the saved one, or start without this state"
+            )
 
     def _follow(self) -> None:
         """Move the evaluated weights towards the trained ones, faster at first so that the start is forgotten."""

@@ -153,12 +153,15 @@ class StreamBuffer(Generic[T]):
             self._producer.wake()
 
     async def half_emptied(self) -> bool:
-        """Sleep until no more than half of the capacity is in use, after `close`. Cancellable. False: the taker has left."""
+        """After `close`: sleep until its turn has come and no more than half of the capacity is in use. Cancellable.
+
+        False: the taker has left.
+        """
         self._producer = LoopSleeper(self._loop)
         self._wake_producer_at = self.capacity // 2
         while not self._abandoned:
             self._producer.asleep = True
-            if len(self._items) <= self._wake_producer_at:
+            if len(self._items) <= self._wake_producer_at and not self._narrow:
                 self._producer.asleep = False
                 break
             await self._producer.sleep()

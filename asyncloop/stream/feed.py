@@ -26,7 +26,7 @@ from asyncloop.stats import Timings
 from asyncloop.stream.buffer import BufferStatistics, EndOfStream, Interrupted, StreamBuffer
 from asyncloop.stream.operators import Item, Node, Over, Plain, Shuffled, walked
 from asyncloop.stream.order import Pass
-from asyncloop.threads import Handful, LoopHandle, OwnThread, stray_cancellation, was_cancelled
+from asyncloop.threads import Handful, LoopHandle, OwnThread, cut_off, stray_cancellation, was_cancelled
 
 __all__ = ["AUTO_CAPACITY", "Feed", "LoopFeed", "ProbedFeed", "StagedFeed", "ThreadFeed", "WalkedFeed", "open_feed"]
 
@@ -132,9 +132,7 @@ class _BufferedFeed(_LookAhead):
     again: a feed that then begins `narrow` has just that half, so that both together never hold more than one may.
     """
 
-    def __init__(
-        self, at: Pass, capacity: int | None, on_exhausted: Callable[[], None], narrow: bool = False
-    ) -> None:
+    def __init__(self, at: Pass, capacity: int | None, on_exhausted: Callable[[], None], narrow: bool = False) -> None:
         self.pass_number = at.number
         self._at = at
         self._on_exhausted = on_exhausted
@@ -174,6 +172,9 @@ class _BufferedFeed(_LookAhead):
             with self._scope:
                 try:
                     error = await self._produce()
+                except anyio.get_cancelled_exc_class():
+                    error = cut_off(f"the producer of stream {self._at.stream!r}")
+                    raise
                 finally:
                     self._buffer.close(error)
                     with anyio.CancelScope(shield=True):

@@ -26,7 +26,7 @@ from asyncloop.errors import StalledError
 from asyncloop.stream.operators import Elements, Over, calling
 from asyncloop.stream.order import Pass
 from asyncloop.stream.sharing import ELSEWHERE, is_elsewhere
-from asyncloop.threads import LoopHandle, LoopSleeper, OwnThread, stray_cancellation, was_cancelled
+from asyncloop.threads import LoopHandle, LoopSleeper, OwnThread, cut_off, stray_cancellation, was_cancelled
 
 __all__ = ["MapConcurrent"]
 
@@ -111,7 +111,10 @@ class _Window:
                     while len(self._slots) >= self._stage.concurrency and not self._closed:
                         self._feeder.asleep = True
                         await self._feeder.sleep()
-        except Exception as error:
+        except anyio.get_cancelled_exc_class():
+            self._feed_error = cut_off(f"a producer of stream {self._at.stream!r}")
+            raise
+        except (Exception, SystemExit) as error:
             self._feed_error = error
         finally:
             self._fed_all = True
@@ -203,9 +206,11 @@ class _Window:
                 slot.error = StalledError(f"{self._where(slot)} took longer than its deadline of {deadline:g} s")
             except anyio.get_cancelled_exc_class() as error:
                 if await was_cancelled():
+                    slot.error = cut_off(self._where(slot))
+                    self._finish(slot)
                     raise
                 slot.error = stray_cancellation(error, self._where(slot))
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 slot.error = error
             if attempt == self._stage.retries:
                 slot.error.add_note(self._where(slot))

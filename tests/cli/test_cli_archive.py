@@ -123,6 +123,23 @@ def test_a_damaged_run_is_listed_and_breaks_no_command(asyncloop, project: Path,
     assert damaged.is_dir()
 
 
+def test_an_evaluation_is_shown_by_its_id(asyncloop, project: Path, two_runs):
+    found = json.loads(asyncloop("eval train latest --progress none --json")[1])
+    code, out, _ = asyncloop(f"show {found['id'][:6]} --json")
+    assert (code, json.loads(out)["id"]) == (0, found["id"])
+    assert json.loads(asyncloop("show latest --json")[1])["id"] == two_runs[1]
+
+
+@pytest.mark.parametrize("command", ["resume nowhere", "eval test nowhere", "eval test nowhere --watch"])
+def test_where_there_is_no_such_run_the_end_is_one_object_all_the_same(asyncloop, two_runs, command):
+    code, out, err = asyncloop(f"{command} --json")
+    found = json.loads(out)
+    assert (code, err.count("no run matches 'nowhere'")) == (5, 1)
+    assert list(found) == ["id", "dir", "state", "reason", "exit_code", "epochs", "steps", "metrics"]
+    assert (found["state"], found["exit_code"], found["dir"]) == ("failed", 5, None)
+    assert "no run matches 'nowhere'" in found["reason"]
+
+
 def test_a_run_made_in_a_directory_of_another_name_is_shown_by_its_id(asyncloop, project: Path):
     assert asyncloop("run cfg.toml --progress none --output-dir runs/mine")[0] == 0
     run_id = json.loads(asyncloop("ls --json")[1])[0]["id"]

@@ -12,13 +12,26 @@ import weakref
 from pathlib import Path
 from typing import Any
 
+import anyio
 import numpy as np
 import pytest
 from engine_parts import Arrays, Counting, Keeping
 
-from asyncloop import AfterBatch, CheckpointError, Engine, Hook, NonFiniteError, StorageError
-from asyncloop.checkpoint import Checkpoints, copy_state, write_atomically
+from asyncloop import (
+    AfterBatch,
+    CheckpointError,
+    Engine,
+    Hook,
+    HookError,
+    ModelError,
+    NonFiniteError,
+    StorageError,
+    Stream,
+)
+from asyncloop.blame import code_of
+from asyncloop.checkpoint import Checkpoints, copy_state, nonfinite_leaf, sealed, write_atomically
 from asyncloop.control import Claim
+from asyncloop.hooks import SaveEvery
 
 STATE: dict[str, Any] = {
     "weights": {"w": np.arange(6.0).reshape(2, 3), "b": np.zeros(()), "half": np.ones(3, np.float16)},
@@ -71,6 +84,59 @@ def test_a_copy_is_out_of_reach_of_later_updates() -> None:
 def test_what_cannot_be_saved_is_named() -> None:
     with pytest.raises(CheckpointError, match="a state_dict holds a object"):
         copy_state({"x": object()})
+
+
+def test_ints_of_any_size_and_what_numpy_has_of_its_own_come_back(tmp_path: Path) -> None:
+    sizes = [2**2047, 10**5000, -(7**9999)]
+    own = [np.complex128(1 + 2j), np.datetime64("2024-02-03T04:05:06.000000007"), np.bytes_(b"a")]
+    state = {
+        "sizes": sizes,
+        10**5000: {"w": np.ones(2)},
+        np.int64(3): own,
+        "__metadata__": np.zeros(1),
+        "\ud800": np.ones(1),
+    }
+    Checkpoints(tmp_path).write(1, {"model": copy_state(state), "hooks": {}}, {}, [])
+    found = Checkpoints(tmp_path).read().model
+    assert found["sizes"] == sizes
+    assert found[3] == own
+    assert [type(each) for each in found[3]] == [type(each) for each in own]
+    for name in (10**5000, "__metadata__", "\ud800"):
+        np.testing.assert_equal(found[name], state[name])
+
+
+ITSELF: dict[str, Any] = {}
+ITSELF["again"] = [ITSELF]
+UNSAVABLE = [
+    ({"seen": {1}}, r"a set \(\{1\}\) at 'at/seen'"),
+    ({"deep": [{(0, 1): 1}]}, r"a mapping with the key \(0, 1\), a tuple at 'at/deep/0'"),
+    ({"deep": {b"x": 1}}, "a mapping with the key b'x', a bytes at 'at/deep'"),
+    ({"odd": np.array([{}], object)}, "Python objects at 'at/odd'|a ndarray .* at 'at/odd'"),
+]
+
+
+@pytest.mark.parametrize(("state", "told"), UNSAVABLE)
+def test_a_state_that_could_not_be_read_again_is_refused_with_its_path_and_nothing_is_left(
+    tmp_path: Path, state: Any, told: str
+) -> None:
+    with pytest.raises(CheckpointError, match=told):
+        copy_state({"at": state})
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.write(1, EMPTY, {}, [Claim("all")])
+    with pytest.raises(CheckpointError, match=told):
+        checkpoints.write(2, {"model": {"at": state}, "hooks": {}}, {}, [Claim("all")])
+    assert sorted(each.name for each in tmp_path.iterdir()) == ["claims.json", "latest", "step-00000001"]
+
+
+def test_a_state_that_holds_itself_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="nested deeper than 100 levels"):
+        copy_state(ITSELF)
+
+
+def test_nothing_is_left_of_a_checkpoint_whatever_was_raised(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="not JSON serializable"):
+        Checkpoints(tmp_path).write(1, EMPTY, {"of": object()}, [])
+    assert not list(tmp_path.iterdir())
 
 
 def test_claims_decide_what_stays(tmp_path: Path) -> None:
@@ -150,6 +216,103 @@ def test_a_damaged_latest_is_told_and_the_newest_is_taken(
     assert "latest" in caplog.text
 
 
+def test_a_flipped_digit_of_latest_is_told_and_the_newest_is_taken(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for step in (1, 2, 3):
+        best = [Claim("best", keep=1, pointer="best")]
+        Checkpoints(tmp_path).write(step, EMPTY, {}, [Claim("last", keep=2), *best])
+    (tmp_path / "latest").write_text("step-00000002\n")
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.clean()
+    assert checkpoints.names() == ["step-00000002", "step-00000003"]
+    told = "`latest` names step-00000002, but the newest that was saved or gone back to is step-00000003"
+    with pytest.raises(CheckpointError, match=told):
+        checkpoints.read_newest(strict=True)
+    found = checkpoints.read_newest()
+    assert found is not None
+    assert found.step == 3
+    assert f"{told} (--from chooses); going on from step-00000003" in caplog.text
+    checkpoints.refuse_given_up("step-00000003")
+    checkpoints.go_back("step-00000003")
+    assert checkpoints.pointers() == {"best": "step-00000003", "latest": "step-00000003"}
+
+
+@pytest.mark.parametrize("flipped", ["step-00000003", "step-00000001"])
+def test_a_flipped_digit_of_latest_brings_nothing_back_that_was_given_up(tmp_path: Path, flipped: str) -> None:
+    for step in (1, 2, 3):
+        Checkpoints(tmp_path).write(step, EMPTY, {}, [Claim("all")])
+    Checkpoints(tmp_path).go_back("step-00000002")
+    (tmp_path / "latest").write_text(f"{flipped}\n")
+    found = Checkpoints(tmp_path).read_newest()
+    assert found is not None
+    assert found.step == 2
+    with pytest.raises(CheckpointError, match="step-00000003 was given up"):
+        Checkpoints(tmp_path).refuse_given_up("step-00000003")
+
+
+@pytest.mark.parametrize("at", ["claims.json", "latest", "best"])
+def test_a_run_killed_while_it_goes_back_stands_before_or_behind_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
+) -> None:
+    for step in (1, 2, 3):
+        best = [Claim("best", keep=2, pointer="best")] if step != 2 else []
+        Checkpoints(tmp_path).write(step, EMPTY, {}, [Claim("last", keep=3), *best])
+
+    def killed(path: Path, content: bytes) -> None:
+        if path.name == at:
+            raise Killed
+        write_atomically(path, content)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("asyncloop.checkpoint.write_atomically", killed)
+        Checkpoints(tmp_path).go_back("step-00000002")
+    again = Checkpoints(tmp_path)
+    again.clean()
+    newest = again.read_newest()
+    assert newest is not None
+    assert newest.step == (3 if at == "claims.json" else 2)
+    again.go_back(newest.path.name)
+    best = 3 if at == "claims.json" else 1
+    assert again.pointers() == {"best": f"step-{best:08d}", "latest": f"step-{newest.step:08d}"}
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "3", "[" * 100_000, '{"a":' * 100_000])
+def test_a_manifest_that_is_no_object_is_a_damaged_one(
+    tmp_path: Path, content: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    for step in (1, 2):
+        path = Checkpoints(tmp_path).write(step, EMPTY, {}, [Claim("all")])
+    (path / "manifest.json").write_text(content)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.clean()
+    found = checkpoints.read_newest()
+    assert found is not None
+    assert found.step == 1
+    assert "step-00000002 is damaged" in caplog.text
+    assert checkpoints.fingerprint("step-00000002") is None
+    with pytest.raises(CheckpointError, match="is damaged"):
+        checkpoints.read_newest(strict=True)
+
+
+def test_a_checkpoint_from_before_the_claims_named_the_newest_is_gone_on_from(tmp_path: Path) -> None:
+    for step in (1, 2):
+        path = Checkpoints(tmp_path).write(step, EMPTY, {"epoch": 1}, [Claim("all")])
+    claims = json.loads((tmp_path / "claims.json").read_text())["claims"]
+    (tmp_path / "claims.json").write_bytes(sealed({"claims": claims}))
+    manifest = json.loads((path / "manifest.json").read_text())
+    for name in ("epoch", "cursors", "hooks", "rngs"):
+        del manifest[name]
+    (path / "manifest.json").write_bytes(sealed(manifest))
+    found = Checkpoints(tmp_path).read_newest(strict=True)
+    assert found is not None
+    assert (found.step, found.engine) == (2, {"epoch": 1})
+    Checkpoints(tmp_path).go_back("step-00000001")
+    found = Checkpoints(tmp_path).read_newest(strict=True)
+    assert found is not None
+    assert found.step == 1
+
+
 def test_a_newest_checkpoint_that_has_gone_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     checkpoints = Checkpoints(tmp_path)
     for step in (1, 2):
@@ -198,12 +361,12 @@ def test_a_writer_killed_while_it_settles_costs_no_best_one(
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr("asyncloop.checkpoint.write_atomically", killed)
         write(3, is_best=True)
-    best = "step-00000003" if at == "best" else "step-00000001"  # behind `latest` the rest is made up for
+    best = "step-00000001" if at == "claims.json" else "step-00000003"  # behind the claims the rest is made up for
     again = Checkpoints(tmp_path)
     again.clean()
     newest = again.read_newest()
     assert newest is not None
-    assert newest.step == (3 if at == "best" else 2)
+    assert newest.step == (2 if at == "claims.json" else 3)
     again.go_back(newest.path.name)
     write(4, is_best=False)
     assert again.pointers() == {"best": best, "latest": "step-00000004"}
@@ -309,6 +472,57 @@ async def test_a_checkpoint_holds_model_position_and_every_hooks_state_of_one_st
         assert (position["pass"], position["index"]) == expected
 
 
+class Remembering(Hook):
+    """Its state is the very list that it goes on filling."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+    async def after_batch(self, event: AfterBatch) -> None:
+        self.seen.append(event.step)
+
+    def state_dict(self) -> dict[str, list[int]]:
+        return {"seen": self.seen}
+
+
+@pytest.mark.anyio
+async def test_a_hooks_state_is_out_of_its_reach_while_a_slower_hook_is_waited_for(tmp_path: Path) -> None:
+    quick = Remembering()
+
+    class Slow(Hook):
+        async def after_batch(self, event: AfterBatch) -> None:
+            while event.step == 5 and len(quick.seen) < 10:
+                await anyio.lowlevel.checkpoint()
+
+    hooks = [quick, Slow(), SaveEvery("5 steps")]
+    await Engine(Counting(), Arrays(10), hooks, epochs=1, skip_zeroth_epoch=True, output_dir=tmp_path).train()
+    saved = Checkpoints(tmp_path / "checkpoints").read("5")
+    assert saved.hooks["Remembering"] == {"seen": [1, 2, 3, 4, 5]}
+
+
+class Unsavable(Counting):
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), "seen": {1}}
+
+
+class UnsavableHook(Hook):
+    def state_dict(self) -> dict[str, Any]:
+        return {"seen": {(0, 1): 2}}
+
+
+@pytest.mark.anyio
+async def test_a_model_or_hook_whose_state_cannot_be_saved_is_named_and_the_users_fault(tmp_path: Path) -> None:
+    engine = Engine(Unsavable(), Arrays(5), epochs=1, skip_zeroth_epoch=True, output_dir=tmp_path / "one")
+    with pytest.raises(ModelError, match=r"the model: a state_dict holds a set \(\{1\}\) at 'seen'") as told:
+        await engine.train()
+    assert code_of(told.value) == 3
+    hooks = [UnsavableHook()]
+    engine = Engine(Counting(), Arrays(5), hooks, epochs=1, skip_zeroth_epoch=True, output_dir=tmp_path / "two")
+    with pytest.raises(HookError, match=r"hook UnsavableHook: .* the key \(0, 1\), a tuple at 'seen'") as told:
+        await engine.train()
+    assert code_of(told.value) == 3
+
+
 @pytest.mark.anyio
 async def test_a_step_at_the_end_of_an_epoch_is_saved_once_after_its_evaluation(tmp_path: Path) -> None:
     hook = Keeping()
@@ -369,6 +583,30 @@ async def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> No
     assert not list((tmp_path / "checkpoints").glob("step-*"))
 
 
+@pytest.mark.parametrize(
+    ("state", "leaf"),
+    [
+        ({"layers": [np.ones(2), np.array([np.nan])]}, "layers/1"),
+        ({"layers": ({"w": [np.array([np.inf])]},)}, "layers/0/w/0"),
+        ({"w": [0.5, float("nan")]}, "w/1"),
+        ({"w": np.ones(2), "clip": float("inf"), "best": [-float("inf")], "n": 3, "name": "nan"}, None),
+    ],
+)
+def test_weights_are_looked_at_wherever_they_are_and_bounds_may_be_infinite(state: Any, leaf: str | None) -> None:
+    assert nonfinite_leaf(state) == leaf
+
+
+@pytest.mark.anyio
+async def test_weights_in_a_list_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
+    class Layers(Counting):
+        def state_dict(self) -> dict[str, Any]:
+            return {"layers": [self.total * np.nan]}
+
+    with pytest.raises(NonFiniteError, match="the weight 'layers/0' is not finite after step 5"):
+        await Engine(Layers(), Arrays(5), epochs=1, skip_zeroth_epoch=True, output_dir=tmp_path).train()
+    assert not list((tmp_path / "checkpoints").glob("step-*"))
+
+
 @pytest.mark.anyio
 async def test_a_failed_producer_still_saves_and_a_failed_model_leaves_the_last_good_one(tmp_path: Path) -> None:
     def bad() -> Any:
@@ -397,3 +635,20 @@ def test_the_manifest_is_plain_json_with_a_format_version(tmp_path: Path) -> Non
     manifest = json.loads((path / "manifest.json").read_text())
     assert manifest["format"] == 1
     assert set(manifest["files"]) == {"state.json", "model.safetensors"}
+
+
+@pytest.mark.anyio
+async def test_the_manifest_says_at_a_glance_what_the_checkpoint_holds(tmp_path: Path) -> None:
+    class Data(Arrays):
+        def train_stream(self) -> Any:  # type: ignore[override]
+            return Stream.range(40, shuffle=True).batch(4).map(lambda x: {"x": x}, worker="inline")
+
+    hooks = [Remembering(), Stateful()]
+    engine = Engine(Counting(), Data(), hooks, steps=13, skip_zeroth_epoch=True, own_rng=True, output_dir=tmp_path)
+    await engine.train()
+    saved = Checkpoints(tmp_path / "checkpoints").read()
+    manifest = json.loads((saved.path / "manifest.json").read_text())
+    assert (manifest["step"], manifest["epoch"]) == (13, saved.engine["epoch"])
+    assert manifest["cursors"] == {"train": saved.engine["positions"]["train"]["cursor"]}
+    assert manifest["hooks"] == ["Remembering", "Stateful"]
+    assert set(manifest["rngs"]) >= {"numpy", "python"}

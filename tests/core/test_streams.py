@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import threading
 import time
@@ -227,6 +228,68 @@ async def test_an_iterators_own_state_is_its_cursor() -> None:
     stream = Stream.of(lambda: Stateful())
     assert (await opened(stream))[1] == (2, {"i": 2})
     assert await values(stream, cursor={"i": 3}) == [4, 5]
+
+
+class Living:
+    """An iterator whose state is the live one, changed in place; `extra` is in it, too. `plain` or async."""
+
+    def __init__(self, **extra: Any) -> None:
+        self.state: dict[str, Any] = {"i": 0, "seen": [], **extra}
+
+    def _next(self, end: type[Exception]) -> int:
+        if self.state["i"] == 5:
+            raise end
+        self.state["i"] += 1
+        self.state["seen"].append(np.int64(self.state["i"]))
+        return self.state["i"]
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.state
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.state = state
+
+
+class PlainLiving(Living):
+    def __iter__(self) -> PlainLiving:
+        return self
+
+    def __next__(self) -> int:
+        return self._next(StopIteration)
+
+
+class AsyncLiving(Living):
+    def __aiter__(self) -> AsyncLiving:
+        return self
+
+    async def __anext__(self) -> int:
+        return self._next(StopAsyncIteration)
+
+
+@pytest.mark.parametrize("living", [PlainLiving, AsyncLiving])
+async def test_a_cursor_is_out_of_reach_of_an_iterator_that_goes_on(living: type[Living]) -> None:
+    cursors = [cursor for _, cursor in await opened(Stream.of(lambda: living()))]
+    assert cursors == [{"i": i, "seen": list(range(1, i + 1))} for i in range(1, 6)]
+    assert json.loads(json.dumps(cursors)) == cursors
+    assert await values(Stream.of(lambda: living()), cursor=cursors[2]) == [4, 5]
+    assert cursors[2] == {"i": 3, "seen": [1, 2, 3]}
+
+
+@pytest.mark.parametrize("living", [PlainLiving, AsyncLiving])
+@pytest.mark.parametrize(
+    ("extra", "told"),
+    [
+        ({1, 2}, "a set at 'extra'"),
+        ([{"x": np.ones(2)}], "a ndarray at 'extra/0/x'"),
+        ({"at": {3: 1}}, "a mapping with a int as a key at 'extra/at'"),
+        ([10**5000], "a int at 'extra/0'"),
+    ],
+)
+async def test_a_cursor_that_no_checkpoint_can_keep_is_told_with_its_stream(
+    living: type[Living], extra: Any, told: str
+) -> None:
+    with pytest.raises(DataError, match=f"stream 'train': the state_dict of its iterator holds {told}"):
+        await values(Stream.of(lambda: living(extra=extra)))
 
 
 async def test_resume_of_an_opaque_source_follows_its_policy() -> None:

@@ -61,6 +61,8 @@ class Disk:
         self.complete: set[str] = set()
         """The checkpoints that were complete at the first of them."""
         self.before_write: Callable[[str], None] = lambda path: None
+        self.seen: Callable[[str, str], None] = lambda kind, path: None
+        """Told of each call below the root, in order."""
         self._strikes = ERRORS[error]
         self._n_seen = 0
         self._handles: dict[int, str] = {}
@@ -169,6 +171,7 @@ class Disk:
             return where
         with self._lock:
             self.calls[kind] += 1
+            self.seen(kind, where)
             if kind not in self._strikes or not self.only.fullmatch(f"{kind} {where}"):
                 return where
             self._n_seen += 1

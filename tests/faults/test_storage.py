@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from disk import Disk
+from disk import CHANGES, Disk
 
 from asyncloop import StorageError
 from asyncloop.archive import find_run
 from asyncloop.checkpoint import Checkpoints
+from asyncloop.control import Claim
 from asyncloop.saved_config import SavedConfig, check_stored
 from asyncloop.storage import append, clear_away, content_of, entries_of, is_dir, is_file, is_there
 
@@ -78,6 +80,19 @@ def test_checkpoints_that_nobody_may_look_at_are_an_error_and_not_none(tmp_path:
     for only in ("listdir .*", "stat .*/manifest.json"):
         with Disk(tmp_path, "EACCES", 1, only=only), pytest.raises(StorageError, match="cannot look into"):
             Checkpoints(tmp_path).read_newest()
+
+
+def test_a_step_that_is_written_again_is_durable_before_the_old_one_goes(tmp_path: Path) -> None:
+    checkpoints, name = Checkpoints(tmp_path), "step-00000001"
+    checkpoints.write(1, {"model": {}, "hooks": {}}, {}, [Claim("all")])
+    calls: list[tuple[str, str]] = []
+    with Disk(tmp_path) as disk:
+        disk.seen = lambda kind, path: calls.append((kind, os.path.relpath(path, tmp_path)))
+        checkpoints.write(1, {"model": {}, "hooks": {}}, {}, [Claim("all")])
+    changes = [call for call in calls if call[0] in CHANGES]
+    renamed = changes.index(("rename", f".tmp-{name}"))
+    assert changes[renamed - 1 : renamed + 2] == [("rename", name), ("rename", f".tmp-{name}"), ("fsync", ".")]
+    assert ("rmdir", f".tmp-before-{name}") in changes[renamed + 2 :]
 
 
 @pytest.mark.parametrize(

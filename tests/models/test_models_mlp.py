@@ -167,6 +167,37 @@ def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(spoil: Any, me
     assert same(before, frozen(model))
 
 
+def test_weights_alone_are_taken_over_by_a_model_that_is_trained_in_another_way() -> None:
+    saved = small(average=0.9, dropout=0.3)
+    train(saved, 5)
+    model = small(optimizer="sgd", lr=0.5, dropout=0.3, seed=7)
+    as_built = frozen(model)
+    state = frozen(saved)
+    model.load_weights(state)
+    assert same(frozen(model), {**as_built, "weights": state["average"]})
+    averaged = small(average=0.5)
+    averaged.load_weights(frozen(model))
+    assert same(averaged.state_dict()["average"], state["average"])
+    assert same(dict(averaged.weights()), state["average"])
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda s: s.pop("weights"), "it has average, optimizer, rng, expected weights"),
+        (lambda s: s["weights"].pop("dense1.bias"), "weights has no 'dense1.bias' (expected float32 of shape (3,))"),
+        (lambda s: s["average"].update({"dense1.bias": np.zeros(3)}), "is float64 of shape (3,), expected float32"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused_and_change_nothing(spoil: Any, message: str) -> None:
+    model, state = small(), frozen(small(seed=5, average=0.9))
+    before = frozen(model)
+    spoil(state)
+    with pytest.raises(ModelError, match=re.escape(message)):
+        model.load_weights(state)
+    assert same(before, frozen(model))
+
+
 def test_a_changed_learning_rate_holds_from_the_next_step_on_and_is_part_of_the_state() -> None:
     model = small(optimizer="sgd")
     model.set_parameters(lr=0.0)
