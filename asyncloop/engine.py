@@ -469,10 +469,14 @@ class Engine:
             return "epoch over"
         asked = self._due.evaluations()
         if (asked or self.control.wants_checkpoint) and not self.epoch_size:
-            if await self._live_session.peek_end(stream, stretch):
+            over = None
+            while over is None:
+                over = await self._live_session.peek_end(stream, stretch)
+                if not over:
+                    self._check_stop()
+            if over:
                 self._due.put_off(asked)
                 return "stream over"
-            self._check_stop()
         if asked:
             check_streams(self.dataset, asked)
             await self._evaluate_streams(asked, EpochRecord(asked), {})

@@ -327,14 +327,12 @@ class Session:
             if stream.train and stream.is_datasets:
                 self._standing.positions[stream.name] = stream.position
 
-    async def peek_end(self, stream: OpenStream, stretch: Stretch) -> bool:
-        """Whether the stream is over after the batches that ran; waits for a batch to look at, unless a stop comes."""
+    async def peek_end(self, stream: OpenStream, stretch: Stretch) -> bool | None:
+        """Whether the stream is over after the batches that ran; waits for a batch to look at. None: somebody wants
+        something meanwhile."""
         self._running, self._stretch = stream.feed, stretch
         try:
-            over = None
-            while over is None and self.control.stop_reason is None:
-                over = await self.thread.peek_end(stream.feed, stream.name, stream.position.index)
-            return bool(over)
+            return await self.thread.peek_end(stream.feed, stream.name, stream.position.index)
         finally:
             self._running = self._stretch = None
 

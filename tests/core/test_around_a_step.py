@@ -339,14 +339,11 @@ async def test_a_loop_that_cancels_all_its_tasks_costs_no_hook_its_state(tmp_pat
     hook = Remembering()
     before = asyncio.all_tasks()
     live = await asyncloop.start(engine=engine(Slow(), Arrays(60), [hook], epochs=1), output_dir=tmp_path / "run")
-    while live.progress.step < 5:
+    while len(hook.handled) < 5:
         await asyncio.sleep(0.01)
-    began = time.monotonic()
     for task in asyncio.all_tasks() - before:
         task.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await live
-    assert time.monotonic() - began < 5.0
+    assert (await live).steps < 60
     saved = newest(tmp_path / "run")
     assert saved is not None
     assert saved.hooks["Remembering"]["handled"] == list(range(1, saved.step + 1))
@@ -355,12 +352,17 @@ async def test_a_loop_that_cancels_all_its_tasks_costs_no_hook_its_state(tmp_pat
 @on_asyncio
 async def test_a_hook_whose_task_is_cancelled_in_the_middle_of_an_event_has_no_state_of_a_step(tmp_path: Path) -> None:
     class Busy(Remembering):
+        is_inside = False
+
         async def after_batch(self, event: Any) -> None:
+            self.is_inside = True
             await asyncio.sleep(0.05)
+            self.is_inside = False
             self.handled.append(event.step)
 
-    async with asyncloop.open_run(engine=engine(Slow(), Arrays(10), [Busy()], epochs=1), output_dir=tmp_path) as live:
-        while live.progress.step < 4:
+    hook = Busy()
+    async with asyncloop.open_run(engine=engine(Slow(), Arrays(30), [hook], epochs=1), output_dir=tmp_path) as live:
+        while not (hook.is_inside and hook.handled):
             await asyncio.sleep(0.01)
         for task in asyncio.all_tasks():
             if task.get_name().endswith("EventBus._serve"):
