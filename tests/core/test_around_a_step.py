@@ -582,9 +582,7 @@ print("done", result.steps)
 """
 
 
-async def test_a_process_that_was_suspended_raises_no_alarm(anyio_backend_name: str) -> None:
-    if anyio_backend_name != "asyncio":
-        pytest.skip("the process has a loop of its own")
+def test_a_process_that_was_suspended_raises_no_alarm() -> None:
     process = subprocess.Popen([sys.executable, "-c", SUSPENDED], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "step\n"
