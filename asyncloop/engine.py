@@ -824,6 +824,8 @@ class Engine:
             await session.set_parameters(self._standing.changed)
         if self.own_rng and "rng" in saved.engine:
             self._restore_generators(saved.engine)
+            if saved.engine.get("threads"):
+                await session.thread.call(rng.set_threads, saved.engine["threads"])
         if saved.epoch.get("last"):
             self._last = restored_last(saved.epoch["last"], self._event(Event))
         under_way = self.progress.epoch > self.progress.epochs_done and saved.epoch.get("begun", True)

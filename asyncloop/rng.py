@@ -1,7 +1,9 @@
-"""The global random generators of Python, numpy and torch, for runs that own the process (`own_rng`)."""
+"""What of a process decides the bits of a run that owns it (`own_rng`): the global random generators of Python, numpy and
+torch, and how many threads torch computes with."""
 
 from __future__ import annotations
 
+import logging
 import random
 import sys
 from collections.abc import Mapping
@@ -9,7 +11,9 @@ from typing import Any, cast
 
 import numpy as np
 
-__all__ = ["capture", "restore", "seed_globals"]
+__all__ = ["capture", "n_threads", "restore", "seed_globals", "set_threads"]
+
+logger = logging.getLogger("asyncloop")
 
 
 def seed_globals(seed: int, *more: int) -> None:
@@ -50,6 +54,20 @@ def restore(states: Mapping[str, Any], model: Any = None) -> None:
         torch.set_rng_state(torch.tensor(states["torch"], dtype=torch.uint8))
         if "cuda" in states and torch.cuda.is_available():
             torch.cuda.set_rng_state(torch.tensor(states["cuda"], dtype=torch.uint8), _cuda_of(model))
+
+
+def n_threads() -> int | None:
+    """How many threads torch computes with where this is called; None without torch. Sums differ in their last bits by it."""
+    torch = sys.modules.get("torch")
+    return None if torch is None else int(torch.get_num_threads())
+
+
+def set_threads(n: int) -> None:
+    """Compute with as many as there were. Thread: the model's."""
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.get_num_threads() != n:
+        logger.info("torch computes with %d threads, as before, not with %d", n, torch.get_num_threads())
+        torch.set_num_threads(n)
 
 
 def _cuda_of(model: Any) -> Any:

@@ -157,6 +157,8 @@ class Saver:
         logger.info(LOG_MARK, step, extra={"log_only": True})
         marker = held.marker if held else self._bus.mark(None if epoch is None else epoch.logged_by)
         model, kept = await self._thread.call(taken)
+        if self._own_rng:
+            record["threads"] = await self._thread.call(rng.n_threads)
         self._saved_step = step
         return Capture(step, model, kept, record, marker)
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from engine_parts import Arrays, Counting
 from safetensors.torch import load_file
 from torch_parts import ADAM, Data, Net, a_model, on_asyncio, same_bits
 
@@ -170,3 +171,27 @@ def test_a_state_without_an_average_gives_the_average_its_weights() -> None:
     other = a_model(ema=EMA(0.5))
     other.load_state_dict(model.state_dict())
     assert torch.equal(other.state_dict()["average"]["head.weight"], model.module.get_parameter("head.weight"))
+
+
+@on_asyncio
+async def test_a_resumed_run_computes_with_as_many_threads_as_before(tmp_path: Path) -> None:
+    n_before = torch.get_num_threads()
+
+    def with_three(n: int, train: bool) -> None:
+        torch.set_num_threads(3)
+
+    found: list[int] = []
+
+    def look(n: int, train: bool) -> None:
+        found.append(torch.get_num_threads())
+
+    settings: dict[str, Any] = {"skip_zeroth_epoch": True, "own_rng": True, "output_dir": tmp_path}
+    try:
+        await Engine(Counting(with_three), Arrays(2), epochs=1, **settings).train()
+        torch.set_num_threads(1)
+        resumed = Engine(Counting(look), Arrays(2), epochs=2, **settings)
+        resumed.restore(Checkpoints(tmp_path / "checkpoints").read())
+        await resumed.train()
+    finally:
+        torch.set_num_threads(n_before)
+    assert found == [3, 3]
