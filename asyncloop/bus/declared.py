@@ -60,6 +60,8 @@ class Declared:
         if deadline is not None and (not isinstance(deadline, int | float) or deadline <= 0):
             problems.append(f"deadline is a positive number of seconds, or None, not {deadline!r}")
         cadence = None
+        if value["every"] is None and (value["start"] or value["stop"] is not None):
+            problems.append("start and stop bound a cadence: they need `every`, such as '1 step' or '1 epoch'")
         if value["every"] is not None:
             try:
                 cadence = Cadence.parse(value["every"], start=value["start"] or 0, stop=value["stop"])

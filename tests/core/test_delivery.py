@@ -359,6 +359,8 @@ async def test_a_reader_that_is_slow_sees_a_marked_gap() -> None:
 async def test_wrong_declarations_are_named() -> None:
     for declared, pattern in (
         ({"every": "often"}, "a cadence must look like"),
+        ({"start": 3}, "start and stop bound a cadence: they need `every`"),
+        ({"stop": 9}, "start and stop bound a cadence: they need `every`"),
         ({"overflow": "explode"}, "overflow is 'block', 'drop_oldest' or 'latest', not 'explode'"),
         ({"mailbox": 0}, "mailbox is a number of events, at least 1"),
         ({"streams": "valid"}, "streams is a list of names, not the string 'valid'"),
