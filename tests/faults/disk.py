@@ -48,6 +48,7 @@ SILENT: Mapping[str, str] = {
     r"mkdir again .*": "it is there, and who cannot write in it is told then",
     r"lstat (\.\.(/\.\.)?|\.|resolved\.toml)": "is a part of a path a link? asked for names to compare: of the files that a "
     "config extends, so that they go in no circle, and of the run among the code to copy, which its run.json tells, too",
+    r"lstat code/.+": "has a module been copied already? where nobody can say, it is copied once more",
     r"stat resolved\.toml": "the same; that it is there was seen before, and that it can be read is seen afterwards",
     r"(stat|listdir|open) code": "are there modules? asked by Python's import, for which the config's folder comes first",
 }
