@@ -41,6 +41,7 @@ from asyncloop.storage import (
     storage_errors,
 )
 from asyncloop.trees import (
+    DEEPEST,
     Buffer,
     RawTensor,
     decoded,
@@ -79,9 +80,6 @@ FORMAT = 1
 
 _NAME = re.compile(r"step-\d{8,}", re.ASCII)
 
-_DEEPEST = 100
-"""Levels of a state; what is nested deeper holds itself, or would meet Python's limit when it is read."""
-
 _DAMAGE = (
     ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError, RecursionError, SafetensorError
 )  # fmt: skip
@@ -105,8 +103,8 @@ def copy_state(state: Any, path: tuple[str, ...] = ()) -> Any:
 
     CheckpointError names the path of what no checkpoint can hold.
     """
-    if len(path) > _DEEPEST:
-        raise CheckpointError(f"a state_dict is nested deeper than {_DEEPEST} levels ({_path(path)!r:.60} …)")
+    if len(path) > DEEPEST:
+        raise CheckpointError(f"a state_dict is nested deeper than {DEEPEST} levels ({_path(path)!r:.60} …)")
     if isinstance(state, Mapping):
         items = [(plain_key(key, _path(path)), value) for key, value in cast("Mapping[Any, Any]", state).items()]
         return {key: copy_state(value, (*path, key_name(key))) for key, value in items}

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import anyio
 
@@ -63,6 +63,7 @@ __all__ = ["Engine", "Result"]
 
 logger = logging.getLogger("asyncloop")
 
+Kind = TypeVar("Kind", bound=Event)
 _Outcome = Literal["go on", "stream over", "epoch over"]
 
 
@@ -170,7 +171,7 @@ class Engine:
         self._n_batches = 0
         self._failure: BaseException | None = None
         self._epoch: EpochRecord | None = None
-        self._ending: Event | None = None
+        self._ending: AfterTraining | None = None
         """The `after_training` under way: whoever hears of it later hears of a hook that failed in it, too."""
         self._last_delivered = -1
         self._ended_by: str | None = None
@@ -276,7 +277,6 @@ class Engine:
     ) -> EpochRecord:
         """A new epoch, of which every hook has heard. What ends the run before they all have is repeated by a resume."""
         await self._look()
-        await self.bus.settle()
         if trains:
             self.progress.epoch = self.progress.epochs_done + 1
         epoch = self._epoch = EpochRecord(names, plan)
@@ -285,7 +285,7 @@ class Engine:
         await self._look(leaves=False)
         epoch.has_begun = True
         self._saver.let_go()
-        await self._look()
+        self._check_stop()
         return epoch
 
     async def _train_on(self, name: str, source: object | None, epoch: EpochRecord, size: int | None = None) -> None:
@@ -702,7 +702,7 @@ class Engine:
 
     # --- small things -------------------------------------------------------------------------------------------
 
-    def _event(self, kind: type[Event], *fields: Any) -> Event:
+    def _event(self, kind: type[Kind], *fields: Any) -> Kind:
         return kind(self.run_info, self.control, self.progress.epoch, self.progress.step, *fields)
 
     @property
@@ -866,7 +866,7 @@ class Engine:
 
     def _hook_failed(self, error: BaseException) -> None:
         """A hook or the checkpoint writer failed by policy: the first one ends the run, the others are noted on it."""
-        if isinstance(self._ending, AfterTraining):
+        if self._ending is not None:
             self._ending.success, self._ending.reason = False, f"{type(error).__name__}: {error}"
         if self._failure is None:
             self._failure = error

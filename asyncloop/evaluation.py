@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from copy import copy
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -313,11 +312,8 @@ async def _check_names(all_parts: Sequence[Parts], engines: Sequence[tuple[Engin
     """`check_names` for engines that do not train, each with its own streams. A dataset is entered once for all."""
     opened: list[Any] = []
     for parts, (engine, streams) in zip(all_parts, engines, strict=True):
-        asked = copy(engine)
-        asked.train_stream, asked.extra_streams = streams[0], tuple(streams[1:])
-        asked.progress = replace(engine.progress, epochs=engine.progress.epochs_done)
         parts.dataset_is_open = any(parts.dataset is each for each in opened)
-        await check_names(parts, asked)
+        await check_names(parts, engine, evaluates=streams)
         if parts.dataset_is_open:
             opened.append(parts.dataset)
     for parts, (engine, _) in zip(all_parts, engines, strict=True):

@@ -116,13 +116,17 @@ def refuse_untrainable(parts: Parts, engine: Engine) -> None:
             raise ConfigError(f"the model {cannot}")
 
 
-async def check_names(parts: Parts, engine: Engine, batches: Mapping[str, Batch] | None = None) -> None:
+async def check_names(
+    parts: Parts, engine: Engine, batches: Mapping[str, Batch] | None = None, *, evaluates: Sequence[str] = ()
+) -> None:
     """ConfigError, with places, for each stream and variable that a hook names and that is not there.
 
     Reads a batch of each stream only if some name is not among the model's declared inputs and outputs, and there are
-    no `batches` read already.
+    no `batches` read already. `evaluates`: the streams of an engine that does not train.
     """
-    refuse_untrainable(parts, engine)
+    if not evaluates:
+        refuse_untrainable(parts, engine)
+    streams = list(evaluates) or [engine.train_stream, *engine.extra_streams]
     there = dataset_streams(engine.dataset)
     lacking = [
         f"{name} wants the stream {stream!r}, but the dataset has {', '.join(there) or 'none'}"
@@ -130,22 +134,21 @@ async def check_names(parts: Parts, engine: Engine, batches: Mapping[str, Batch]
         for stream in getattr(hook, "needs_streams", ())
         if stream not in there
     ]
-    evaluated = {engine.train_stream, *engine.extra_streams}
     for hook, name in engine.bus.hooks:
         unseen = [
-            stream for stream in getattr(hook, "needs_evaluated", ()) if stream in there and stream not in evaluated
+            stream for stream in getattr(hook, "needs_evaluated", ()) if stream in there and stream not in streams
         ]
         if unseen:
             logger.warning(
                 "%s goes by evaluations of %s, which this run does not make by itself; engine.extra_streams has %s",
-                name, ", ".join(map(repr, unseen)), ", ".join(map(repr, engine.extra_streams)) or "none",
+                name, ", ".join(map(repr, unseen)), ", ".join(map(repr, streams[1:])) or "none",
             )  # fmt: skip
     known = {*engine.model.input_names, *engine.model.output_names}
     unknown = [] if _somebody_adds(engine) else list(_unknown(engine, known))
     if batches is None and any(of_batches for *_, of_batches in unknown):
         await parts.enter_dataset()
         engine.dataset_is_open = True
-        batches = await first_batches(engine.dataset, [engine.train_stream, *engine.extra_streams], engine.seed)
+        batches = await first_batches(engine.dataset, streams, engine.seed)
     known.update(*(batches or {}).values())
     lacking += [
         f"hook {name} wants the variable {variable!r}, which is neither an output of the model nor a source of "

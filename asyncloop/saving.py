@@ -114,13 +114,11 @@ class Saver:
         self._held = None
 
     async def save(self, requests: list[PendingCheckpoint], epoch: EpochRecord | None) -> None:
-        """One checkpoint for all these requests, if there are any. Returns once the state is copied.
+        """One checkpoint for all these requests. Returns once the state is copied.
 
         Raises what the model's `state_dict` raises, and CheckpointError if there is nowhere to save; whoever asked
         gets that, too.
         """
-        if not requests:
-            return
         try:
             capture = await self.capture(epoch)
         except BaseException as error:
@@ -136,6 +134,7 @@ class Saver:
             raise CheckpointError("a checkpoint was asked for, but this engine has no output_dir, or only evaluates")
         held = self._held
         step = self._standing.progress.step
+        record = self._record(epoch is not None and epoch.is_ending, failure)
 
         def taken() -> tuple[Any, Any]:
             """In every process, for some of it may be put together from all; kept only where it is written."""
@@ -144,11 +143,12 @@ class Saver:
                 means = self._peers.added_up(epoch.training.stretch.means)
             if self._is_written_elsewhere:
                 return copy_of(state, "the model", ModelError) if self._is_sharded else {}, {}
+            if self._own_rng:
+                record["threads"] = rng.n_threads()
             own = {} if epoch is None else epoch.state_dict(means)
             kept = {"metrics": savable(self._standing.metrics), "last": {} if last is None else last_state(last)}
             return copy_of(state, "the model", ModelError), copy_state({**own, **kept})
 
-        record = self._record(epoch is not None and epoch.is_ending, failure)
         if self._own_rng:
             record |= await self._generators((held and held.rng_states) or rng.capture(self._model))
         await self.written()  # what was saved before is told before the marker
@@ -157,8 +157,6 @@ class Saver:
         logger.info(LOG_MARK, step, extra={"log_only": True})
         marker = held.marker if held else self._bus.mark(None if epoch is None else epoch.logged_by)
         model, kept = await self._thread.call(taken)
-        if self._own_rng:
-            record["threads"] = await self._thread.call(rng.n_threads)
         self._saved_step = step
         return Capture(step, model, kept, record, marker)
 

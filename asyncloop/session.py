@@ -214,7 +214,7 @@ class Session:
             return self._open[name]
         warm = self._warm.pop((name, train), None) if source is None else None
         if warm is None:
-            warm = self._begin_opening(name, train, source, None, ahead=False)
+            warm = self._begin_opening(name, train, source, None)
         self._awaited = warm
         try:
             await warm.ready.wait()
@@ -229,15 +229,13 @@ class Session:
             self._open[name] = warm.stream
         return warm.stream
 
-    def _begin_opening(
-        self, name: str, train: bool, source: object | None, position: Position | None, *, ahead: bool
-    ) -> _Opening:
+    def _begin_opening(self, name: str, train: bool, source: object | None, position: Position | None) -> _Opening:
         warm = _Opening()
-        self.tasks.start_soon(self._open_stream, warm, name, train, source, position, ahead)
+        self.tasks.start_soon(self._open_stream, warm, name, train, source, position)
         return warm
 
     async def _open_stream(
-        self, warm: _Opening, name: str, train: bool, source: object | None, position: Position | None, ahead: bool
+        self, warm: _Opening, name: str, train: bool, source: object | None, position: Position | None
     ) -> None:
         if position is None and train:
             position = self._standing.positions.get(name) if source is None else self._standing.next_given(name)
@@ -261,11 +259,10 @@ class Session:
                     tasks=self.tasks,
                     close_on_model_thread=self.thread.call,
                     on_exhausted=lambda: self._exhausted(name, train, position.number),
-                    narrow=ahead,
                 )
-                n_staged = getattr(self._model, "ahead", 0)
-                if n_staged:
-                    feed = StagedFeed(feed, at, self._model.stage, n_staged, self.tasks)
+                ahead = getattr(self._model, "ahead", 0)
+                if ahead:
+                    feed = StagedFeed(feed, at, self._model.stage, ahead, self.tasks)
                 self._feeds[id(feed)] = feed
                 warm.stream = OpenStream(name, train, feed, position, source is None)
         except Exception as error:
@@ -299,7 +296,7 @@ class Session:
             position = Position(number=number + 1)
         elif following[1] and following[0] in self._open:
             position = Position(number=self._open[following[0]].position.number + 1)
-        self._warm[following] = self._begin_opening(*following, None, position, ahead=True)
+        self._warm[following] = self._begin_opening(*following, None, position)
 
     async def _close_feeds(self) -> None:
         for warm in self._warm.values():

@@ -194,14 +194,9 @@ async def was_cancelled() -> bool:
 
     On asyncio, code that awaits a task which somebody else cancelled raises the same exception: nobody asked us to end.
     """
-    try:
-        await anyio.lowlevel.checkpoint_if_cancelled()
-    except anyio.get_cancelled_exc_class():
+    if await _was_scopes():
         return True
-    try:
-        task = asyncio.current_task()
-    except RuntimeError:  # trio, where such a thing cannot happen
-        return True
+    task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
 
 
@@ -210,17 +205,22 @@ async def shrugged_off() -> bool:
 
     For tasks whose end is decided by their owner, however many tasks of the loop somebody cancels.
     """
-    try:
-        await anyio.lowlevel.checkpoint_if_cancelled()
-    except anyio.get_cancelled_exc_class():
+    if await _was_scopes():
         return False
-    try:
-        task = asyncio.current_task()
-    except RuntimeError:
-        return False
+    task = asyncio.current_task()
     while task is not None and task.cancelling():
         task.uncancel()
     return task is not None
+
+
+async def _was_scopes() -> bool:
+    """Whether a cancellation just caught is that of a scope around the running task; on trio there is no other."""
+    try:
+        await anyio.lowlevel.checkpoint_if_cancelled()
+        asyncio.current_task()
+    except (anyio.get_cancelled_exc_class(), RuntimeError):
+        return True
+    return False
 
 
 async def waited_out(event: anyio.Event) -> None:

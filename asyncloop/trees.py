@@ -17,12 +17,14 @@ import safetensors as library
 from asyncloop.errors import CheckpointError
 
 __all__ = [
+    "DEEPEST",
     "Array",
     "Buffer",
     "Partial",
     "RawTensor",
     "decoded",
     "encoded",
+    "is_long",
     "key_name",
     "numpy_of",
     "plain_key",
@@ -45,6 +47,9 @@ _TORCH_NAMES = {"bfloat16": "BF16", "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "
 """What it has a name for and numpy has not."""
 
 _NUMPY_NAMES = {kind: name for name, kind in _SAFETENSORS_NAMES.items()}
+
+DEEPEST = 100
+"""Levels of a state or a cursor; what is nested deeper holds itself, or would meet Python's limit when it is read."""
 
 _LONG_INT_BITS = 2048
 """Python reads and writes longer ints as decimals only up to a limit, which may be as low as 640 digits."""
@@ -111,7 +116,7 @@ def _encoded(value: Any, path: str, arrays: Leaves) -> Any:
         return {"items": [_item(*item, path, arrays) for item in cast("Mapping[Any, Any]", value).items()]}
     if isinstance(value, list | tuple):
         return [_encoded(part, f"{path}/{i}", arrays) for i, part in enumerate(cast("Sequence[Any]", value))]
-    if _is_long(value):
+    if is_long(value):
         return {"hex": hex(value)}
     if value is None or isinstance(value, bool | int | float | str):
         return value
@@ -126,10 +131,11 @@ def _item(key: Any, part: Any, path: str, arrays: Leaves) -> list[Any]:
 
 def key_name(key: Any) -> str:
     """A mapping's key in a path."""
-    return hex(key) if _is_long(key) else str(key)
+    return hex(key) if is_long(key) else str(key)
 
 
-def _is_long(value: Any) -> bool:
+def is_long(value: Any) -> bool:
+    """Whether it is an int that JSON does not hold for any Python, whatever its limits."""
     return isinstance(value, int) and value.bit_length() > _LONG_INT_BITS
 
 

@@ -12,8 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import anyio
-
+from asyncloop.deadlines import next_look
 from asyncloop.errors import StalledError
 from asyncloop.model_thread import Stretch
 from asyncloop.stream import StreamBuffer
@@ -42,15 +41,11 @@ async def watch(
     A stalled producer fails the run, unless the model thread itself is inside the stream, which it reads by itself: that,
     like a step, cannot be interrupted, so it is reported with its stack and goes on being waited for.
     """
-    period_s = min(max(min(deadlines.values()) / 4, 0.02), 1.0)
     seen: tuple[Stretch | None, int, int] = (None, 0, 0)
-    now = since = time.monotonic()
-    told = False
+    since, told = time.monotonic(), False
     while True:
-        before = now
-        await anyio.sleep(period_s)
+        since += await next_look(deadlines.values())
         now, current = time.monotonic(), stretch()
-        since += now - before - period_s  # the whole process stood still: nobody could have done anything
         mark = (current, current.index if current else 0, current.n_accepted if current else 0)
         if mark != seen or current is None:
             seen, since, told = mark, now, False

@@ -25,6 +25,7 @@ from asyncloop.bus.listener import Listener
 from asyncloop.bus.pump import OUTBOX, Pump
 from asyncloop.bus.subscription import Marker, OnFailure, OnLog, OnStop, Subscription
 from asyncloop.bus.views import narrowed, with_added, with_scalars
+from asyncloop.deadlines import next_look
 from asyncloop.errors import ConfigError
 from asyncloop.events import AfterBatch, AfterEpoch, BeforeBatch, BeforeTraining, Event
 from asyncloop.stats import Timings
@@ -283,9 +284,9 @@ class EventBus:
         are set up in any case: they record how the run ended.
         """
         await self.settle(background=only_set_up)
-        failed = False
+        begins, failed = isinstance(event, BeforeTraining), False
         for own in list(self._subscriptions):
-            if (only_set_up and not own.set_up) or (failed and not own.background):
+            if (only_set_up and not own.set_up) or (failed and not (begins and own.background)):
                 continue
             method = getattr(own.hook, event.method, None) if only_set_up else own.method(event.method)
             if method is not None and (last or _epoch_due(own, event)):
@@ -294,13 +295,10 @@ class EventBus:
                 else:
                     failed_before = own.n_errors
                     await own.call(method, event)
-                    if own.n_errors > failed_before and own.on_error == "fail" and not only_set_up:
-                        if not isinstance(event, BeforeTraining):
-                            break
-                        failed = True
-            if isinstance(event, BeforeTraining):
+                    failed = own.n_errors > failed_before and own.on_error == "fail" and not only_set_up
+            if begins:
                 own.set_up = True
-        if self._open is not None and isinstance(event, BeforeTraining):
+        if self._open is not None and begins:
             self._open.begun = True
         self._remember(event)
 
@@ -437,14 +435,11 @@ class EventBus:
 
     async def _watch(self) -> None:
         """Names hooks that are over their deadline; sleeps in between as long as their deadlines allow."""
-        now_s = time.perf_counter()
         while True:
-            deadlines = [own.deadline for own in self._subscriptions if own.deadline is not None]
-            period_s, slept_at_s = min(max(min(deadlines, default=1.0) / 4, 0.02), 1.0), now_s
-            await anyio.sleep(period_s)
+            overslept_s = await next_look(own.deadline for own in self._subscriptions if own.deadline is not None)
             now_s = time.perf_counter()
             for own in list(self._subscriptions):
-                own.watch(now_s, overslept_s=now_s - slept_at_s - period_s)
+                own.watch(now_s, overslept_s)
 
 
 class _Opened:

@@ -462,11 +462,9 @@ class Subscription:
         self._freed()
 
     def watch(self, now_s: float, overslept_s: float) -> None:
-        """Cut off a handler that is over its deadline. The bus looks every quarter of the shortest deadline.
+        """Cut off a handler that is over its deadline. `overslept_s`: how much too late this look comes.
 
         A handler is timed by looking whether it is still the same event, so that a quick one pays nothing for it.
-        `overslept_s`: how much too late this look comes. The loop or the whole process stood still (SIGSTOP, a laptop
-        that was closed), and the hook could do nothing in that time, either.
         """
         event = self._in_hand.event
         self._watched_since += overslept_s

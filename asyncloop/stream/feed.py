@@ -62,7 +62,7 @@ class Feed(Protocol):
         ...
 
     def widen(self) -> None:
-        """Its turn has come: what was opened ahead of time may use the whole buffer. On the loop."""
+        """Its turn has come: it may use the whole buffer from now on. On the loop."""
         ...
 
     def statistics(self) -> BufferStatistics | None: ...
@@ -129,14 +129,15 @@ class _BufferedFeed(_LookAhead):
     """What both buffered feeds share: the buffer, the task that runs the pass and its end, the size of a handful.
 
     Items are made by the handful. `on_exhausted` is called when the last one is made and half of the buffer is free
-    again: a feed that then begins `narrow` has just that half, so that both together never hold more than one may.
+    again: a feed that then begins has just that half until it is widened, so that both together never hold more than
+    one may.
     """
 
-    def __init__(self, at: Pass, capacity: int | None, on_exhausted: Callable[[], None], narrow: bool = False) -> None:
+    def __init__(self, at: Pass, capacity: int | None, on_exhausted: Callable[[], None]) -> None:
         self.pass_number = at.number
         self._at = at
         self._on_exhausted = on_exhausted
-        self._buffer: StreamBuffer[Item] = StreamBuffer(AUTO_CAPACITY if capacity is None else capacity, narrow)
+        self._buffer: StreamBuffer[Item] = StreamBuffer(AUTO_CAPACITY if capacity is None else capacity, narrow=True)
         self._fit_bytes = capacity is None
         self._largest = 1
         self._handful = Handful(_HANDFUL)
@@ -223,15 +224,9 @@ class LoopFeed(_BufferedFeed):
     """A producer task on the event loop; its stream may have workers of its own in the task group of the pass."""
 
     def __init__(
-        self,
-        node: Node,
-        at: Pass,
-        cursor: Cursor,
-        capacity: int | None,
-        on_exhausted: Callable[[], None],
-        narrow: bool,
+        self, node: Node, at: Pass, cursor: Cursor, capacity: int | None, on_exhausted: Callable[[], None]
     ) -> None:
-        super().__init__(at, capacity, on_exhausted, narrow)
+        super().__init__(at, capacity, on_exhausted)
         self._node, self._cursor = node, cursor
         self._turn_began_s = 0.0
 
@@ -317,15 +312,9 @@ class ThreadFeed(_ThreadedFeed):
     """A thread of the pass's own walks the stream; a user's iterator stays on it."""
 
     def __init__(
-        self,
-        node: Node,
-        at: Pass,
-        cursor: Cursor,
-        capacity: int | None,
-        on_exhausted: Callable[[], None],
-        narrow: bool,
+        self, node: Node, at: Pass, cursor: Cursor, capacity: int | None, on_exhausted: Callable[[], None]
     ) -> None:
-        super().__init__(at, capacity, on_exhausted, narrow)
+        super().__init__(at, capacity, on_exhausted)
         self._node, self._cursor = node, cursor
 
     def from_cursor(self, cursor: Cursor) -> Self:
@@ -414,6 +403,7 @@ class StagedFeed(_ThreadedFeed):
                 self._inner.close()
 
     def widen(self) -> None:
+        super().widen()
         self._inner.widen()
 
     def statistics(self) -> BufferStatistics | None:
@@ -446,9 +436,8 @@ def open_feed(
     tasks: TaskGroup,
     close_on_model_thread: Callable[[Callable[[], None]], Any],
     on_exhausted: Callable[[], None],
-    narrow: bool = False,
 ) -> Feed:
-    """Choose and start the feed for one pass. Call it on the event loop. `narrow`: with half a buffer until it is widened.
+    """Choose and start the feed for one pass. Call it on the event loop; it has half a buffer until it is widened.
 
     `buffer="auto"`: what needs the loop gets a deep buffer bounded in bytes. A plain stream is walked by the model
     thread when it is known (from an earlier pass, `known_cost_s`) to be cheap; else a thread overlaps it. What is not
@@ -456,12 +445,12 @@ def open_feed(
     """
     capacity = None if buffer == "auto" else buffer
     if node.needs_loop:
-        feed = LoopFeed(node, at, cursor, capacity, on_exhausted, narrow)
+        feed = LoopFeed(node, at, cursor, capacity, on_exhausted)
         feed.start(tasks)
         return feed
     if capacity == 0 or (capacity is None and _is_cheap(node, known_cost_s)):
         return WalkedFeed(node, at, cursor, close_on_model_thread)
-    threaded = ThreadFeed(node, at, cursor, capacity, on_exhausted, narrow)
+    threaded = ThreadFeed(node, at, cursor, capacity, on_exhausted)
     if capacity is None and known_cost_s is None and not node.opaque and _goes_back_cheaply(node):
         return ProbedFeed(WalkedFeed(node, at, cursor, close_on_model_thread), threaded, tasks)
     threaded.start(tasks)

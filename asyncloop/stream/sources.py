@@ -16,6 +16,7 @@ from asyncloop.stream.buffer import EndOfStream, Interrupted, StreamBuffer
 from asyncloop.stream.operators import Elements, Item, Plain, names_parameter
 from asyncloop.stream.order import Pass
 from asyncloop.threads import OwnThread
+from asyncloop.trees import DEEPEST, is_long
 
 __all__ = ["AsyncSource", "FactorySource", "IndexedSource", "Resume", "SequenceSource", "SyncSource", "source_node"]
 
@@ -23,8 +24,6 @@ Resume = Literal["replay", "continue", "error"]
 Naming = tuple[str, ...] | None
 
 _READ_AHEAD = 8
-_LONGEST_INT_BITS, _DEEPEST = 2048, 100
-"""Of a cursor: what any Python writes to JSON and reads again, whatever its limits."""
 
 
 @runtime_checkable
@@ -263,11 +262,11 @@ def _own_cursor(state: Any, at: Pass, path: str = "") -> Cursor:
         state = cast("np.generic[Any]", state).item()
     if state is None or isinstance(state, bool | float | str):
         return state
-    if isinstance(state, int) and state.bit_length() <= _LONGEST_INT_BITS:
+    if isinstance(state, int) and not is_long(state):
         return state
-    if isinstance(state, list | tuple) and path.count("/") < _DEEPEST:
+    if isinstance(state, list | tuple) and path.count("/") < DEEPEST:
         return [_own_cursor(part, at, f"{path}/{i}") for i, part in enumerate(cast("Sequence[Any]", state))]
-    if isinstance(state, Mapping) and path.count("/") < _DEEPEST:
+    if isinstance(state, Mapping) and path.count("/") < DEEPEST:
         items = cast("Mapping[Any, Any]", state).items()
         return {_string(key, at, path): _own_cursor(part, at, f"{path}/{key}") for key, part in items}
     raise _no_cursor(at, f"a {type(cast(object, state)).__name__}", path)

@@ -9,6 +9,8 @@ import os
 import shutil
 import time
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -251,21 +253,31 @@ def test_a_flipped_digit_of_latest_brings_nothing_back_that_was_given_up(tmp_pat
         Checkpoints(tmp_path).refuse_given_up("step-00000003")
 
 
+class Killed(BaseException):
+    pass
+
+
+@contextmanager
+def killed_at(name: str) -> Iterator[None]:
+    """The process is killed when it would put this small file in its place."""
+
+    def write(path: Path, content: bytes) -> None:
+        if path.name == name:
+            raise Killed
+        write_atomically(path, content)
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("asyncloop.checkpoint.write_atomically", write)
+        yield
+
+
 @pytest.mark.parametrize("at", ["claims.json", "latest", "best"])
-def test_a_run_killed_while_it_goes_back_stands_before_or_behind_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
-) -> None:
+def test_a_run_killed_while_it_goes_back_stands_before_or_behind_it(tmp_path: Path, at: str) -> None:
     for step in (1, 2, 3):
         best = [Claim("best", keep=2, pointer="best")] if step != 2 else []
         Checkpoints(tmp_path).write(step, EMPTY, {}, [Claim("last", keep=3), *best])
 
-    def killed(path: Path, content: bytes) -> None:
-        if path.name == at:
-            raise Killed
-        write_atomically(path, content)
-
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr("asyncloop.checkpoint.write_atomically", killed)
+    with killed_at(at):
         Checkpoints(tmp_path).go_back("step-00000002")
     again = Checkpoints(tmp_path)
     again.clean()
@@ -339,27 +351,15 @@ def test_damaged_claims_cost_no_checkpoint(tmp_path: Path, content: str, caplog:
     assert Checkpoints(tmp_path).names() == [f"step-{step:08d}" for step in (1, 2, 3)]
 
 
-class Killed(BaseException):
-    pass
-
-
 @pytest.mark.parametrize("at", ["claims.json", "latest", "best"])
-def test_a_writer_killed_while_it_settles_costs_no_best_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: str
-) -> None:
+def test_a_writer_killed_while_it_settles_costs_no_best_one(tmp_path: Path, at: str) -> None:
     def write(step: int, *, is_best: bool) -> None:
         best = [Claim("best", keep=1, pointer="best")] if is_best else []
         Checkpoints(tmp_path).write(step, EMPTY, {}, [Claim("last", keep=1), *best])
 
-    def killed(path: Path, content: bytes) -> None:
-        if path.name == at:
-            raise Killed
-        write_atomically(path, content)
-
     write(1, is_best=True)
     write(2, is_best=False)
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        patch.setattr("asyncloop.checkpoint.write_atomically", killed)
+    with killed_at(at):
         write(3, is_best=True)
     best = "step-00000001" if at == "claims.json" else "step-00000003"  # behind the claims the rest is made up for
     again = Checkpoints(tmp_path)
