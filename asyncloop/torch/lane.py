@@ -60,6 +60,8 @@ class Lane:
         """The sources on the device, ready for work launched from now on."""
         staged = cast("_Staged | None", batch.take()) if isinstance(batch, RunBatch) else None
         if staged is None:
+            if self._stream is None:
+                return self._moved(batch)
             staged = self.stage(batch)
         if staged.event is not None:
             stream = torch.cuda.current_stream(self.device)
@@ -72,8 +74,8 @@ class Lane:
 
     def used(self) -> None:
         """All work with the batch that was taken has been launched. Memory of batches whose work is done is given back."""
-        staged, self._taken = self._taken, None
-        if staged is not None:
+        if self._taken is not None:
+            staged, self._taken = self._taken, None
             event = torch.cuda.Event()
             event.record(torch.cuda.current_stream(self.device))
             self._in_use.append((event, staged))
@@ -81,15 +83,20 @@ class Lane:
                 self._in_use.popleft()
 
     def _moved(self, batch: Batch) -> dict[str, Any]:
-        names = batch if self._names is None else self._names
-        return {name: self._on_device(batch[name]) for name in names if name in batch}
+        moved: dict[str, Any] = {}
+        leaves = self._leaves_tensors
+        for name in batch if self._names is None else self._names:
+            if name in batch:
+                value = batch[name]
+                # The common kind on the CPU, where all that is asked of a tensor shows in a short step.
+                as_is = leaves and value.__class__ is Tensor and value.is_cpu and value.dtype is not torch.float64
+                moved[name] = value if as_is else self._on_device(value)
+        return moved
 
     def _on_device(self, value: Any) -> Any:
         if isinstance(value, Tensor):
-            if self._leaves_tensors and value.is_cpu and value.dtype is not torch.float64:
-                return value  # the common kind on the CPU, where all that is asked of a tensor shows in a short step
             tensor = value
-        elif isinstance(value, Mapping):
+        elif not isinstance(value, np.ndarray) and isinstance(value, Mapping):
             return {name: self._on_device(part) for name, part in cast("Mapping[str, Any]", value).items()}
         else:
             tensor = _tensor(value)
@@ -130,6 +137,9 @@ def _tensor(value: Any) -> Tensor | None:
         return None
     if array.dtype.kind not in _NUMBERS:
         return None
-    if not array.flags.writeable or not array.dtype.isnative or any(stride < 0 for stride in array.strides):
-        array = np.array(array, dtype=array.dtype.newbyteorder("="))  # PyTorch shares no such memory
-    return torch.from_numpy(array)
+    if array.flags.writeable:
+        try:
+            return torch.from_numpy(array)
+        except (TypeError, ValueError):  # of another byte order, or backwards
+            pass
+    return torch.from_numpy(np.array(array, dtype=array.dtype.newbyteorder("=")))

@@ -42,6 +42,7 @@ class Losses(nn.Module):
     def __init__(self, given: Any) -> None:
         super().__init__()
         self.by_name: dict[str, Loss] = dict(_losses(given))
+        self._told = {name: f"loss {name!r}" for name in self.by_name}
         for name, each in self.by_name.items():
             if isinstance(each.fn, nn.Module):
                 self._register(name, each.fn)
@@ -71,15 +72,17 @@ class Losses(nn.Module):
                 continue
             if optional and not all(has(values, wanted) for wanted in each.inputs):
                 continue
-            parts[name] = value = self.alone(name, values)
+            parts[name] = value = called(each.fn, values, each.inputs, self._told[name])
             weighted = value if each.weight == 1.0 else value * each.weight
             total = weighted if total is None else total + weighted
-        return parts if total is None else {**parts, "loss": total}
+        if total is not None:
+            parts["loss"] = total
+        return parts
 
     def alone(self, name: str, values: Mapping[str, Any]) -> Tensor:
         """One of them, without its weight."""
         each = self.by_name[name]
-        return called(each.fn, values, each.inputs, f"loss {name!r}")
+        return called(each.fn, values, each.inputs, self._told[name])
 
 
 def named_parts(given: Any, what: str, key: str) -> Iterator[tuple[str, Any]]:
@@ -100,7 +103,10 @@ def called(
 
     Its errors say whose they are, and of which values.
     """
-    given = looked_up(values, names, who)
+    try:
+        given = [values[name] for name in names]
+    except KeyError:  # a path, or not there
+        given = looked_up(values, names, who)
     try:
         return fn(**dict(zip(keywords, given, strict=True))) if keywords else fn(*given)
     except Exception as error:

@@ -36,10 +36,12 @@ def whole(parts: Sequence[Part]) -> dict[str, Any]:
     """Outputs as hooks get them: scalars weighted over the parts, anything larger as a function that joins it on demand."""
     found: dict[str, Any] = {}
     for name, value in parts[0][1].items():
-        if _is_scalar(value):
-            found[name] = number_of(value) if len(parts) == 1 else sum(number_of(own[name]) * n for n, own in parts)
+        if value.__class__ is not float and not _is_scalar(value):
+            found[name] = partial(_joined, [(share, outputs[name]) for share, outputs in parts])
+        elif len(parts) == 1:
+            found[name] = value
         else:
-            found[name] = partial(_joined, [outputs[name] for _, outputs in parts])
+            found[name] = sum(outputs[name] * share for share, outputs in parts)
     return found
 
 
@@ -73,14 +75,19 @@ def _is_scalar(value: Any) -> bool:
     return not value.ndim if isinstance(value, Tensor) else isinstance(value, bool | int | float)
 
 
-def _joined(values: Sequence[Any]) -> Any:
+def _joined(parts: Sequence[tuple[float, Any]]) -> Any:
+    values: list[Any] = [value() if callable(value) else value for _, value in parts]
     first = values[0]
     if len(values) == 1:
         return first
+    shares = [share for share, _ in parts]
     if isinstance(first, Mapping):
-        return {name: _joined([each[name] for each in values]) for name in cast("Mapping[str, Any]", first)}
+        names = cast("Mapping[str, Any]", first)
+        return {name: _joined(list(zip(shares, [each[name] for each in values], strict=True))) for name in names}
+    if _is_scalar(first):
+        return sum(value * share for value, share in zip(values, shares, strict=True))
     if isinstance(first, Tensor):
-        return torch.cat(list(values)) if first.ndim else torch.stack(list(values))
+        return torch.cat(values)
     return [part for each in values for part in each] if isinstance(first, list | tuple) else first
 
 

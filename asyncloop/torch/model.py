@@ -126,7 +126,9 @@ class TorchModel:
     ) -> None:
         self.world = join()
         self.device = device_named(device)
-        self._inputs = inputs if isinstance(inputs, Mapping) else listed(inputs)
+        self._keywords = list(inputs) if isinstance(inputs, Mapping) else []
+        self._sources = list(inputs.values()) if isinstance(inputs, Mapping) else listed(inputs)
+        """What the module is given, in order, or by `keywords` if there are any."""
         self._outputs = listed(outputs)
         if microbatches < 1:
             raise ConfigError(f"microbatches is a number of parts, at least 1, not {microbatches}")
@@ -156,9 +158,13 @@ class TorchModel:
         self._active: Sequence[str] | None = None
         recorded = profile is not None and (self.world is None or self.world.rank == 0)
         self._profiler = None if not recorded else Profiler(of_kind("profile", Profile, profile), output_dir)
+        self._is_bare = self._profiler is None and self._numerics.are_plain
+        """Whether a step needs nothing set around it."""
         as_wanted = partial(compiled, given=compile, cuda_graphs=cuda_graphs)
         self._training_net = self._spread.wrapped(as_wanted, unused=self._stages is not None)
         self._evaluating_net = self._training_net if self.world is None else as_wanted(self.module)
+        self.net = self._training_net
+        """The module to call in a step: as it is, compiled, or the form of it that many processes train."""
         self._cuda_graphs = cuda_graphs or (self.device.type == "cuda" and captures(compile))
         self._kept = self._storages()
         """Where the memory of weights and buffers begins, which later steps write into."""
@@ -171,7 +177,7 @@ class TorchModel:
     @property
     def input_names(self) -> Sequence[str]:
         """The sources that a batch must have: those of the module, and what losses and metrics take that it does not give."""
-        wanted = (name.partition("/")[0] for name in (*self._module_sources(), *self._looked_at()))
+        wanted = (name.partition("/")[0] for name in (*self._sources, *self._looked_at()))
         given = self._given_names()
         return list(dict.fromkeys(name for name in wanted if name not in given))
 
@@ -205,10 +211,7 @@ class TorchModel:
 
     def outputs_of(self, net: Callable[..., Any], batch: Mapping[str, Any]) -> dict[str, Any]:
         """What `net` gives for the model's inputs, by name. ModelError if names and results do not match."""
-        if isinstance(self._inputs, Mapping):
-            result = called(net, batch, list(self._inputs.values()), "the module", list(self._inputs))
-        else:
-            result = called(net, batch, self._inputs, "the module")
+        result = called(net, batch, self._sources, "the module", self._keywords)
         if isinstance(result, Tensor):  # first, for it is the common kind, and slow to be asked for anything else
             parts: Sequence[Any] = (result,)
         elif isinstance(result, Mapping):
@@ -225,11 +228,6 @@ class TorchModel:
         return dict(zip(self._outputs, parts, strict=True))
 
     @property
-    def net(self) -> Callable[..., Any]:
-        """The module to call in a step: as it is, compiled, or the form of it that many processes train."""
-        return self._training_net if self._trains else self._evaluating_net
-
-    @property
     def is_sharded(self) -> bool:
         """Whether this process has only its shares of the weights, and so saves and loads only those."""
         return self._spread.is_sharded
@@ -238,6 +236,8 @@ class TorchModel:
         """One step: outputs, for `train=True` after one update. Thread: the model's."""
         sources = self._lane.take(batch)
         try:
+            if self._is_bare:
+                return self._train(sources, batch, stream) if train else self._evaluate(sources, batch, stream)
             with self._numerics.settings(), self._profiled(train):
                 return self._train(sources, batch, stream) if train else self._evaluate(sources, batch, stream)
         except torch.OutOfMemoryError as error:
@@ -267,54 +267,88 @@ class TorchModel:
         updates = self.updates
         if updates is None:
             raise ConfigError("this TorchModel has no optimizer: it can be evaluated, but not trained")
-        self._set_mode(train=True)
+        if not self._trains:
+            self._set_mode(train=True)
         if self._cuda_graphs:
             torch.compiler.cudagraph_mark_step_begin()
         if self._stages is not None:
             self._active = self._stages.enter(updates.n_updates)
-        updates.prepare()
-        rate = updates.rate
+        rate = updates.prepare()
+        if self._microbatches == 1 and self.world is None:
+            outputs = whole([(1.0, self._passed(updates, sources, 1.0, 1.0, stream))])
+        else:
+            outputs = self._passed_in_parts(updates, sources, batch, stream)
+        for name, value in updates.update().items():
+            outputs[name] = number_of(value)
+        if self.average is not None:
+            self.average.follow(updates.n_updates)
+        if self._on_oom == "skip":
+            outputs["out_of_memory"] = 0.0
+        outputs["lr"] = rate
+        return outputs
+
+    def _passed_in_parts(
+        self, updates: Updates, sources: Mapping[str, Any], batch: Batch, stream: str
+    ) -> dict[str, Any]:
+        """Forward and backward, part by part or as one of several processes; outputs as of the whole batch."""
         weight = self._spread.weight_of(batch)
         cut = self._microbatches_of(sources, batch, stream)
         parts: list[Part] = []
         for number, (share, part) in enumerate(cut):
             with self._spread.gathering(last=number == len(cut) - 1):
-                with self._numerics.autocast:
-                    outputs = self.step(part, train=True, stream=stream)
-                updates.backward(_loss_in(outputs, share * weight))
+                outputs = self._passed(updates, part, share, weight, stream)
             if share:
-                parts.append((share, self._detached(outputs)))
+                parts.append((share, outputs))
         if self.losses is not None:
             self._spread.average_gradients(self.losses)
-        told = updates.update()
-        if self.average is not None:
-            self.average.follow(updates.n_updates)
-        if self.metrics is not None:
-            for (_, outputs), (_, part) in zip(parts, cut, strict=False):
-                self.metrics.update((stream, True), {**part, **outputs}, counts=bool(weight))
-        if self._on_oom == "skip":
-            told["out_of_memory"] = 0.0
-        numbers = {name: number_of(value) for name, value in told.items()}
-        return {**self._idle_losses(parts, cut), **whole(parts), **numbers, "lr": rate}
+        return whole(parts)
+
+    def _passed(
+        self, updates: Updates, sources: Mapping[str, Any], share: float, weight: float, stream: str
+    ) -> dict[str, Any]:
+        """Forward and backward of a part of the batch, which may have a share of none of it; outputs, scalars as numbers."""
+        outputs = self._computed(sources, train=True, stream=stream)
+        updates.backward(_loss_in(outputs, share * weight))
+        if self.metrics is None and self._active is None:
+            return self._told(outputs)
+        outputs = {name: detached(value, self._cuda_graphs, self._kept) for name, value in outputs.items()}
+        values = {**sources, **outputs}
+        if self.metrics is not None and share:
+            self.metrics.update((stream, True), values, counts=bool(weight))
+        return {**self._idle_losses(values), **self._told(outputs)}
 
     def _evaluate(self, sources: Mapping[str, Any], batch: Batch, stream: str) -> dict[str, Any]:
         self._set_mode(train=False)
         try:
-            with self._spread.evaluating(), self._numerics.autocast:
-                outputs = self.step(sources, train=False, stream=stream)
+            with self._spread.evaluating():
+                outputs = self._computed(sources, train=False, stream=stream)
             if self.metrics is not None:
                 counts = bool(self._spread.weight_of(batch))
                 self.metrics.update((stream, False), {**sources, **outputs}, counts=counts, optional=True)
         except BaseException:
             self._set_mode(train=True)
             raise
-        return whole([(1.0, self._detached(outputs))])
+        return whole([(1.0, self._told(outputs))])
+
+    def _computed(self, sources: Mapping[str, Any], *, train: bool, stream: str) -> Mapping[str, Any]:
+        """What a step gives, on the graph."""
+        if self._numerics.autocast is NOTHING:
+            return self.step(sources, train=train, stream=stream)
+        with self._numerics.autocast:
+            return self.step(sources, train=train, stream=stream)
 
     def _storages(self) -> frozenset[int]:
         return storages_of(self.module, *([] if self.losses is None else [self.losses]))
 
-    def _detached(self, outputs: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: detached(value, self._cuda_graphs, self._kept) for name, value in outputs.items()}
+    def _told(self, outputs: Mapping[str, Any]) -> dict[str, Any]:
+        """As they leave the step, before its update: scalars as numbers, anything larger off the graph."""
+        given: dict[str, Any] = {}
+        for name, value in outputs.items():
+            if isinstance(value, Tensor) and value.is_cpu and not value.ndim:
+                given[name] = value.item()
+            else:
+                given[name] = number_of(detached(value, self._cuda_graphs, self._kept))
+        return given
 
     def _microbatches_of(self, sources: Mapping[str, Any], batch: Batch, stream: str) -> Sequence[Part]:
         """The microbatches, and each one's share of the examples."""
@@ -323,17 +357,18 @@ class TorchModel:
         n = n_examples_of(batch, stream, 0)
         return list(pieces(sources, n, self._microbatches, idle=self.is_sharded))  # shares are wanted by the others
 
-    def _idle_losses(self, parts: Sequence[Part], cut: Sequence[Part]) -> dict[str, Any]:
+    def _idle_losses(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Losses that do not count in this stage, computed for hooks that name them."""
         if self.losses is None or self._active is None:
             return {}
-        values = [(share, {**part, **outputs}) for (share, outputs), (_, part) in zip(parts, cut, strict=False)]
-        return {name: partial(self._loss_of, name, values) for name in self.losses.by_name if name not in self._active}
+        return {
+            name: partial(self._idle_loss, name, values) for name in self.losses.by_name if name not in self._active
+        }
 
-    def _loss_of(self, name: str, parts: Sequence[Part]) -> Any:
+    def _idle_loss(self, name: str, values: Mapping[str, Any]) -> Any:
         assert self.losses is not None
         with torch.no_grad(), self._numerics.autocast:
-            return sum(self.losses.alone(name, values) * share for share, values in parts)
+            return number_of(self.losses.alone(name, values))
 
     def _told_of_memory(
         self, error: torch.OutOfMemoryError, batch: Batch, sources: dict[str, Any], train: bool, stream: str
@@ -416,6 +451,7 @@ class TorchModel:
         if not train:
             self._spread.share_buffers()
         self._trains = train
+        self.net = self._training_net if train else self._evaluating_net
 
     def check_parameter(self, name: str, value: float) -> None:
         """ConfigError for a value that a parameter of `live` cannot have. Any thread."""
@@ -568,9 +604,6 @@ class TorchModel:
             found |= {"clip_norm": float} if self.updates.clip is not None and self.updates.clip.norm else {}
         return found | ({"ema_decay": float} if self.average is not None else {})
 
-    def _module_sources(self) -> Sequence[str]:
-        return list(self._inputs.values()) if isinstance(self._inputs, Mapping) else self._inputs
-
     def _looked_at(self) -> list[str]:
         """What losses and metrics take, outputs or sources."""
         return [*(self.losses.inputs if self.losses else ()), *(self.metrics.inputs if self.metrics else ())]
@@ -582,7 +615,7 @@ class TorchModel:
         """The sources to have on the device; None if a step of somebody's own may look at any."""
         if type(self).step is not TorchModel.step:
             return None
-        return list(dict.fromkeys(name.partition("/")[0] for name in (*self._module_sources(), *self._looked_at())))
+        return list(dict.fromkeys(name.partition("/")[0] for name in (*self._sources, *self._looked_at())))
 
 
 def _no_value() -> float:

@@ -35,13 +35,14 @@ class Numerics:
         """Around the forward pass and the losses, not around the backward pass."""
         self.scaler = torch.amp.GradScaler(device.type) if precision == "fp16" else None
         """Scales the loss, so that small gradients do not vanish in fp16."""
-        self._is_plain = not (self._matmul or deterministic or detect_anomaly)
+        self.are_plain = not (self._matmul or deterministic or detect_anomaly)
+        """Whether `settings` sets nothing."""
         if deterministic and device.type == "cuda":
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS is first used
 
     def settings(self) -> AbstractContextManager[Any]:
         """Around a whole step."""
-        return NOTHING if self._is_plain else self._set()
+        return NOTHING if self.are_plain else self._set()
 
     @contextmanager
     def _set(self) -> Generator[None]:

@@ -80,11 +80,6 @@ class Updates:
         return self.optimizer.param_groups
 
     @property
-    def rate(self) -> float:
-        """The learning rate of the first group."""
-        return float(self._groups[0]["lr"])
-
-    @property
     def has_own_rates(self) -> bool:
         """Whether the rates may be changed: a schedule of torch's own keeps them to itself."""
         return self._torchs is None
@@ -100,12 +95,14 @@ class Updates:
             if changes:
                 group["weight_decay"] = decay
 
-    def prepare(self) -> None:
-        """Set the rates of the update to come."""
+    def prepare(self) -> float:
+        """Set the rates of the update to come; the first group's."""
+        groups = self.optimizer.param_groups
         if self._torchs is None:
             factor = self._schedule.factor_at(self.n_updates) * (self._plateau.factor if self._plateau else 1.0)
-            for group, rate in zip(self._groups, self._rates, strict=True):
+            for group, rate in zip(groups, self._rates, strict=True):
                 group["lr"] = rate * factor
+        return float(groups[0]["lr"])
 
     def backward(self, loss: Tensor) -> None:
         """Add a loss's gradients to those that are there."""
