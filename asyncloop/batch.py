@@ -123,7 +123,7 @@ def _length(source: Any) -> int:
     """`len` of a source; a tensor's own takes ten times as long as its shape."""
     shape: Any = getattr(source, "shape", None)
     if shape and isinstance(shape, tuple):
-        return cast("tuple[int, ...]", shape)[0]
+        return shape[0]  # pyright: ignore[reportUnknownVariableType]  # a cast is a call, and this is asked of each source
     if isinstance(source, Mapping):  # nested: as long as what is in it
         return _length(next(iter(cast("Mapping[str, Any]", source).values()), ()))
     return len(source)

@@ -476,15 +476,14 @@ def _take_output(
     name: str, value: Any, means: WeightedMeans, n_examples: int, lazy: dict[str, Callable[[], Any]] | None
 ) -> dict[str, Callable[[], Any]] | None:
     """Add a scalar output to the means, or a callable to the lazy ones; the lazy outputs so far."""
-    if isinstance(value, float):
-        means.add(name, value, n_examples)
-        return lazy
     sort = _sort(value)
-    if sort == "array" and value.ndim == 0 and hasattr(value, "detach"):
-        means.add(name, value.detach(), n_examples)  # stays on its device
-    elif sort == "lazy":
+    if sort == "lazy":
         lazy = lazy or {}
         lazy[name] = value
+    elif value.__class__ is float:
+        means.add(name, value, n_examples)
+    elif sort == "array" and value.ndim == 0 and hasattr(value, "detach"):
+        means.add(name, value.detach(), n_examples)  # stays on its device
     elif sort == "mapping":
         lazy = _add_nested(means, name, value, n_examples, lazy)
     return lazy
@@ -574,7 +573,7 @@ _sorts: dict[type[Any], str] = {}
 
 
 def _sort(value: Any) -> str:
-    kind = cast("type[Any]", type(value))
+    kind: Any = value.__class__
     return _sorts.get(kind) or _sort_of(kind, value)
 
 

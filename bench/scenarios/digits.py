@@ -15,7 +15,7 @@ from bench.systems.asyncloop import ASYNCLOOPS, MAIN
 from bench.systems.plain import PlainLoop
 from bench.systems.registry import missing
 
-__all__ = ["TIMES_BARE", "beside_the_bare_loop", "cnn", "digits_scenario", "mlp"]
+__all__ = ["TIMES_BARE", "beside_the_bare_loop", "cnn", "digits_scenario", "mlp", "without_hooks"]
 
 PEERS = (
     "thread + queue",
@@ -74,13 +74,19 @@ def _digits(plan: Plan, name: str, network: Network, n: int, must: float, moonsh
 
 
 def digits_scenario(
-    name: str, network: Network, n: int, systems: Sequence[System], goals: Sequence[Goal], main: Sequence[str] = MAIN
+    name: str,
+    network: Network,
+    n: int,
+    systems: Sequence[System],
+    goals: Sequence[Goal],
+    main: Sequence[str] = MAIN,
+    hookless: Sequence[System] = (),
 ) -> Scenario:
-    """`n` batches of digits through each of `systems`, beside the bare loop."""
+    """`n` batches of digits through each of `systems`, beside the bare loop; `hookless` also without hooks, in both."""
     return Scenario(
         name,
         f"{network.upper()} on handwritten digits, batches of 32, three metric hooks, one torch thread",
-        _rows(n, network, systems),
+        _rows(n, network, systems, hookless),
         [TIMES_BARE, *_TIMES],
         goals,
         remarks=["The bare loop runs right before and right after each system; weights must equal its bit by bit."],
@@ -88,15 +94,27 @@ def digits_scenario(
     )
 
 
-def _rows(n: int, network: Network, systems: Sequence[System]) -> list[Row]:
+def without_hooks(system: System) -> str:
+    """The name of the row of a system that is measured without hooks too."""
+    return f"{system.name}, no hooks"
+
+
+def _rows(n: int, network: Network, systems: Sequence[System], hookless: Sequence[System]) -> list[Row]:
     if note := missing(("torch",)):
         names = [("bare loop", "plain"), *((system.name, system.family) for system in systems)]
+        names += [(without_hooks(system), system.family) for system in hookless]
         return [Row(name, family, dict[str, float], name == "bare loop", note) for name, family in names]
     job = digits_job(n, network)
     weights = cache(lambda: PlainLoop().run(job).weights)
     bare_loop = beside_the_bare_loop(PlainLoop(), job, weights)
     bare = Row("bare loop", "plain", bare_loop, reference=True, notes={"batches": n})
-    return [bare, *(row(system, beside_the_bare_loop(system, job, weights), batches=n) for system in systems)]
+    with_hooks = [row(system, beside_the_bare_loop(system, job, weights), batches=n) for system in systems]
+    job = replace(job, hooks=())
+    without = [
+        replace(row(system, beside_the_bare_loop(system, job, weights), batches=n), name=without_hooks(system))
+        for system in hookless
+    ]
+    return [bare, *with_hooks, *without]
 
 
 def beside_the_bare_loop(system: System, job: Job, weights: Callable[[], str]) -> Callable[[], Reading]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bench.digits import Network
 from bench.harness import Plan, Scenario
-from bench.scenarios.digits import TIMES_BARE, digits_scenario
+from bench.scenarios.digits import TIMES_BARE, digits_scenario, without_hooks
 from bench.scenarios.goals import goal_of_row
 from bench.systems import named
 from bench.systems.asyncloop import MAIN
@@ -28,5 +28,6 @@ def cnn(plan: Plan) -> Scenario:
 
 def _on_digits(name: str, network: Network, n: int, must: float, moonshot: float) -> Scenario:
     main = [system.name for system in TORCH_MODELS]
-    goals = [goal_of_row(TIMES_BARE, row, must, moonshot) for row in main]
-    return digits_scenario(name, network, n, [*TORCH_MODELS, *named(BESIDE)], goals, main)
+    rows = [*main, *map(without_hooks, TORCH_MODELS)]
+    goals = [goal_of_row(TIMES_BARE, row, must, moonshot) for row in rows]
+    return digits_scenario(name, network, n, [*TORCH_MODELS, *named(BESIDE)], goals, main, hookless=TORCH_MODELS)
