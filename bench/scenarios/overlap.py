@@ -48,6 +48,9 @@ SERIAL = (
 )
 """Peers that do one thing after the other, or load one batch at a time: few batches say all."""
 
+FLOORS = ("floor: tasks + deque, uvloop", "floor: tasks + deque, asyncio")
+"""What is left of the ideal when nothing is done but to load and to run; shown where that is little."""
+
 SAME_THERE = ("SPDL, thread output queue", "torchdata nodes", "grain, no threads", "accelerate + DataLoader(0)")
 """Loaders that differ from those shown in how they load only."""
 
@@ -185,7 +188,8 @@ def _overlap(
     remarks: Sequence[str] = (),
 ) -> Scenario:
     systems = all_systems()
-    forms: dict[str, Form] = {name: systems[name].form for name in (*OURS, *PEER_NAMES)}
+    floors = FLOORS if name == "gil" else ()
+    forms: dict[str, Form] = {name: systems[name].form for name in (*OURS, *floors, *PEER_NAMES)}
 
     def share(one: Round, name: str) -> float | None:
         if name not in forms:
@@ -198,6 +202,7 @@ def _overlap(
 
     metric = Metric("of the ideal", "%", share)
     rows = [_ideal(form, stages) for form in ("threads", "asyncio", "uvloop")]
+    rows += [_row(systems[one], stages.of(stages.n_ours), reference=True) for one in floors]
     for names, n in ((OURS, stages.n_ours), (PIPELINED, stages.n_peers), (SERIAL, stages.n_serial)):
         rows += [_row(systems[one], stages.of(n)) for one in _chosen(names, plan, name)]
     judged = [*goals_of_main_rows(metric, must, moonshot, more=True), *goals]
@@ -232,9 +237,9 @@ def _chosen(names: Iterable[str], plan: Plan, scenario: str) -> list[str]:
     return chosen
 
 
-def _row(system: System, job: Job) -> Row:
+def _row(system: System, job: Job, *, reference: bool = False) -> Row:
     measure = timed(system, job)
-    return row(system, lambda: {**measure(), "n": job.n}, batches=job.n)
+    return row(system, lambda: {**measure(), "n": job.n}, reference=reference, batches=job.n)
 
 
 def _ideal(form: Form, stages: Stages) -> Row:

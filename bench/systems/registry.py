@@ -40,6 +40,7 @@ def all_systems() -> dict[str, System]:
     from bench.systems.accelerate import Accelerate
     from bench.systems.asyncloop import ASYNCLOOPS
     from bench.systems.dataloader import DataLoaders
+    from bench.systems.floor import TasksAndDeque
     from bench.systems.grain import Grain
     from bench.systems.ignite import Ignite
     from bench.systems.lightning import Lightning
@@ -53,6 +54,8 @@ def all_systems() -> dict[str, System]:
 
     systems: list[System] = [
         PlainLoop(),
+        TasksAndDeque("asyncio"),
+        TasksAndDeque("uvloop"),
         *ASYNCLOOPS,
         *TORCH_MODELS,
         ThreadQueue(),
