@@ -213,7 +213,9 @@ class ModelThread:
         pump = bus.pump
         feed.before_sleep(pump.wake_soon)
         clock, next_item, sums, weights = time.perf_counter, feed.next, means.sums, means.weights
-        wanted, before_batch, timed_hooks = bus.wants_batches, bus.wants_before_batch, bus.timed if train else []
+        audience, before_batch, timed_hooks = bus.audience, bus.wants_before_batch, bus.timed if train else []
+        audience.changed = False
+        wanted, wanted_at = bus.wants_batches, bus.next_wanted(stream, train, stretch.step)
         asking = before_batch or bus.wants_variables
         batches, until_s, until_step = stretch.batches, stretch.until_s, stretch.until_step if train else None
         watched = _losses(rules) if train else None
@@ -305,6 +307,10 @@ class ModelThread:
                 ran.append(ran_s)
                 read.append(began_s - previous_s)
                 previous_s = ended_s
+                if audience.changed:
+                    audience.changed = False
+                    wanted, wanted_at = bus.wants_batches, bus.next_wanted(stream, train, step - 1)
+                    pump.wake_soon()
                 if wanted:
                     shown = outputs
                     if on_device is None:
@@ -314,18 +320,22 @@ class ModelThread:
                         if train:
                             self._lazy = lazy
                         lazy = None
-                    finished = (passing, step, index, batch, shown, n_examples)
+                    finished, timed = (passing, step, index, batch, shown, n_examples), _NOBODY
                     if timed_hooks or lazy is not None or on_device:
                         finished = as_event(finished)
-                        finished.timed = _timed_due(timed_hooks, ended_s)
+                        finished.timed = timed = _timed_due(timed_hooks, ended_s)
                         self._prepare(finished, lazy, asked_before, bus, fetches=bool(on_device))
                     if train:
                         self._last = finished
-                    post(finished)
-                    unasked -= 1
-                    if not unasked or ended_s + ran_s - woken_s > DELIVER_EVERY_S:
-                        unasked = pump.handed_over(batch, outputs, soon=ran_s < DELIVER_EVERY_S)
-                        woken_s = previous_s = clock()
+                    if step >= wanted_at or timed:
+                        post(finished)
+                        unasked -= 1
+                        # Each batch comes with a look at the clock; one among many must not wait for the next.
+                        if not unasked or wanted_at >= 0 or ended_s + ran_s - woken_s > DELIVER_EVERY_S:
+                            unasked = pump.handed_over(batch, outputs, soon=ran_s < DELIVER_EVERY_S)
+                            woken_s = previous_s = clock()
+                        if wanted_at >= 0:
+                            wanted_at = bus.next_wanted(stream, train, step)
                     if timed_hooks and _is_lockstep_due(timed_hooks, finished) and not control.is_shared:
                         return "time"  # several processes have several clocks: they stop at counted steps only
                 if self._late is not None:

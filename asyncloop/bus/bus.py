@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
@@ -39,7 +40,7 @@ logger = logging.getLogger("asyncloop")
 class EventBus:
     """The hooks of an engine in config order, and everything that reaches them. Lives on the event loop.
 
-    Only `asks`, `timed` and some of `pump`'s methods are called from the model thread.
+    Only `asks`, `next_wanted`, `timed` and some of `pump`'s methods are called from the model thread.
     """
 
     def __init__(self, hooks: Iterable[Any] = ()) -> None:
@@ -52,6 +53,7 @@ class EventBus:
         self.is_present: Callable[[Any], bool] = lambda hook: True
         """Whether a hook runs in this process; others are only planned with, as all processes have the same plan."""
         self._absent: list[Subscription] = []
+        self.audience = Audience()
         self.only_training: Collection[str] = ()
         """Outputs that evaluations lack; a hook that names them gets the others there."""
         for hook in hooks:
@@ -78,6 +80,7 @@ class EventBus:
         self._hooks.append((hook, name))
         if self._open is not None:
             self._start(*self._hooks[-1], self._open)
+            self.audience.changed = True
 
     def load_states(self, states: Mapping[str, Any]) -> None:
         """Give each hook its state of a checkpoint, before anything is delivered; those without one begin anew."""
@@ -95,6 +98,7 @@ class EventBus:
         for subscription in [own for own in self._subscriptions if own.hook is hook]:
             subscription.switch_off()
             self._subscriptions.remove(subscription)
+            self.audience.changed = True
             for marker in self._markers_on_their_way():
                 marker.reached(subscription.name, None)
 
@@ -104,6 +108,7 @@ class EventBus:
             raise ConfigError("before_batch is a hook's alone: the model waits for it, so it cannot be iterated over")
         listener = Listener(kinds, self._history, self._ended, bound)
         self._listeners.add(listener)
+        self.audience.changed = True
         return listener
 
     def _name_of(self, hook: Any) -> str:
@@ -189,10 +194,19 @@ class EventBus:
 
     @property
     def wants_batches(self) -> bool:
-        """Whether anybody listens to batches at all; asked once a stretch."""
+        """Whether anybody listens to batches at all."""
         return any(own.wants_batches or own.add for own in self._subscriptions) or any(
             listener.wants_batches for listener in list(self._listeners)
         )
+
+    def next_wanted(self, stream: str, train: bool, after: int) -> float:
+        """The first step after `after` whose batch somebody is to have: -1 for each batch, inf for none.
+
+        Hooks with a cadence in seconds are not asked: their clocks are. Called from the model thread.
+        """
+        if any(listener.wants_batches for listener in list(self._listeners)):
+            return -1
+        return min((own.next_wanted(stream, train, after) for own in self._subscriptions), default=math.inf)
 
     @property
     def wants_before_batch(self) -> bool:
@@ -440,6 +454,15 @@ class EventBus:
             now_s = time.perf_counter()
             for own in list(self._subscriptions):
                 own.watch(now_s, overslept_s)
+
+
+class Audience:
+    """Whether somebody has come or gone since the model thread, which puts it down again, last looked."""
+
+    __slots__ = ("changed",)
+
+    def __init__(self) -> None:
+        self.changed = False
 
 
 class _Opened:

@@ -158,6 +158,20 @@ class Subscription:
             return True
         return cadence.due(step) if cadence.unit == "steps" else self in timed
 
+    def next_wanted(self, stream: str, train: bool, after: int) -> float:
+        """The first step after `after` whose batch it is to have, as far as steps decide: -1 for each, inf for none."""
+        if self.disabled:
+            return math.inf
+        if self.add is not None:
+            return -1
+        if not self.wants_batches or (self.streams is not None and stream not in self.streams):
+            return math.inf
+        cadence = self.cadence
+        if not train or cadence is None or cadence.unit == "epochs":
+            return -1
+        due = cadence.next_due(after) if cadence.unit == "steps" else None
+        return math.inf if due is None else due
+
     @property
     def takes_all(self) -> bool:
         """Whether every batch of every stream is due, which spares asking."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 import anyio
@@ -23,6 +24,8 @@ from asyncloop import (
     Hook,
     StopTraining,
 )
+from asyncloop.bus import pump
+from asyncloop.bus.finished import as_event
 
 pytestmark = pytest.mark.anyio
 
@@ -128,6 +131,63 @@ async def test_a_cadence_in_seconds_is_due_by_the_clock_and_at_the_last_step() -
     await engine(hook, n=40, model=Counting(lambda n, train: time.sleep(0.005))).train()
     assert 2 <= len(hook.steps) < 30
     assert hook.steps[-1] == 40
+
+
+async def test_a_batch_that_nobody_is_to_have_yet_is_not_posted(monkeypatch: pytest.MonkeyPatch) -> None:
+    posted: list[int] = []
+
+    def noted(entry: Any) -> AfterBatch:
+        posted.append(entry[1])
+        return as_event(entry)
+
+    monkeypatch.setattr(pump, "as_event", noted)
+    hook = Keeping(every="30 steps")
+    await engine(hook, n=100).train()
+    assert hook.steps == [30, 60, 90, 100]
+    assert posted == [30, 60, 90]  # the last one is looked up when the run ends
+
+
+@pytest.mark.parametrize("listens", ["hook", "iterator"])
+async def test_who_comes_in_the_middle_of_a_run_hears_of_every_batch_from_then_on(listens: str) -> None:
+    n = 300
+    run = engine(n=n, model=Counting(lambda n, train: time.sleep(1e-3)))
+    seen: list[int] = []
+
+    def listen(event: AfterBatch) -> None:
+        seen.append(event.step)
+
+    async def iterate(events: AsyncIterator[AfterBatch]) -> None:
+        async for event in events:
+            seen.append(event.step)
+
+    async with anyio.create_task_group() as tasks:
+
+        async def join(event: AfterBatch) -> None:
+            if listens == "hook":
+                run.bus.subscribe(AfterBatch, listen)
+            else:
+                tasks.start_soon(iterate, run.bus.events(AfterBatch))
+
+        run.bus.subscribe(AfterBatch, join, every="50 steps", stop=50)
+        await run.train()
+    assert seen
+    assert seen == list(range(seen[0], n + 1))
+    assert 50 < seen[0] < 100
+
+
+async def test_a_rare_batch_is_delivered_as_soon_as_any_other() -> None:
+    """The hook's next batch is far away, so nothing that comes behind it could bring it along."""
+    heard: list[tuple[int, int]] = []
+    model = Counting(lambda n, train: time.sleep(1e-3))
+    run = engine(n=300, model=model)
+
+    async def note(event: AfterBatch) -> None:
+        heard.append((event.step, model.n_runs))
+
+    run.bus.subscribe(AfterBatch, note, every="1 step doubling to 1000")
+    await run.train()
+    assert [step for step, _ in heard] == [1, 2, 4, 8, 16, 32, 64, 128, 256, 300]
+    assert all(now - step < 50 for step, now in heard)
 
 
 async def test_streams_narrow_what_a_hook_gets() -> None:
