@@ -13,22 +13,19 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import math
 import os
 import re
-import threading
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 from safetensors import SafetensorError
 
 from asyncloop.control import Claim
-from asyncloop.errors import AsyncloopError, CheckpointError, NonFiniteError, StorageError
-from asyncloop.shards import Shard, ShardedArray, read_shards, shard_file, shard_of, shards_as_safetensors, split
+from asyncloop.errors import CheckpointError, StorageError
+from asyncloop.shards import ShardedArray, read_shards, shard_file, shards_as_safetensors, split
 from asyncloop.storage import (
     clear_away,
     content_of,
@@ -36,43 +33,20 @@ from asyncloop.storage import (
     is_dir,
     is_file,
     is_there,
-    remedy_for,
+    json_bytes,
+    read_verified,
+    sealed,
     storage_error,
     storage_errors,
+    sync_directory,
+    verify,
+    write_atomically,
+    write_synced,
 )
-from asyncloop.trees import (
-    DEEPEST,
-    Buffer,
-    RawTensor,
-    decoded,
-    encoded,
-    key_name,
-    plain_key,
-    read_safetensors,
-    safetensors,
-    unsavable,
-)
+from asyncloop.trees import Buffer, decoded, encoded, read_safetensors, safetensors
 from asyncloop.world import World
 
-__all__ = [
-    "FORMAT",
-    "Checkpoints",
-    "Parts",
-    "Saved",
-    "bytes_of",
-    "copy_of",
-    "copy_state",
-    "load_weights",
-    "nonfinite_leaf",
-    "read_verified",
-    "remedy_for",
-    "sealed",
-    "storage_error",
-    "storage_errors",
-    "sync_directory",
-    "write_atomically",
-    "write_synced",
-]
+__all__ = ["FORMAT", "Checkpoints", "Parts", "Saved", "load_weights"]
 
 logger = logging.getLogger("asyncloop")
 
@@ -89,61 +63,6 @@ Parts = Mapping[str, Any]
 """Name of a part of a checkpoint → its state."""
 
 
-def bytes_of(state: Any) -> int:
-    """How much of a disk a state takes, without copying it. Thread: the state's owner."""
-    if isinstance(state, Mapping):
-        return sum(map(bytes_of, cast("Mapping[Any, Any]", state).values()))
-    if isinstance(state, list | tuple):
-        return sum(map(bytes_of, cast("Sequence[Any]", state)))
-    return int(getattr(state, "nbytes", 16))
-
-
-def copy_state(state: Any, path: tuple[str, ...] = ()) -> Any:
-    """A deep copy of a model's or hook's state that later updates in place cannot reach. Thread: the state's owner.
-
-    CheckpointError names the path of what no checkpoint can hold.
-    """
-    if len(path) > DEEPEST:
-        raise CheckpointError(f"a state_dict is nested deeper than {DEEPEST} levels ({_path(path)!r:.60} …)")
-    if isinstance(state, Mapping):
-        items = [(plain_key(key, _path(path)), value) for key, value in cast("Mapping[Any, Any]", state).items()]
-        return {key: copy_state(value, (*path, key_name(key))) for key, value in items}
-    if isinstance(state, list | tuple):
-        return [copy_state(value, (*path, str(i))) for i, value in enumerate(cast("Sequence[Any]", state))]
-    if hasattr(state, "__create_chunk_list__"):
-        return shard_of(state.detach(), _copy_of_tensor)
-    if hasattr(state, "detach"):
-        return _copy_of_tensor(state.detach())
-    if isinstance(state, np.ndarray) and not state.dtype.hasobject:
-        return np.array(cast("np.ndarray[Any, Any]", state), copy=True, order="C")
-    if isinstance(state, np.generic) and not state.dtype.hasobject:
-        scalar = cast("np.generic[Any]", state)
-        return scalar.item() if scalar.dtype.kind in "biufU" else scalar
-    if state is None or isinstance(state, bool | int | float | str):
-        return state
-    raise unsavable(cast(object, state), _path(path))
-
-
-def copy_of(state: Any, whose: str, kind: type[AsyncloopError]) -> Any:
-    """`copy_state` of what an object of the user's has given; an error of that `kind` names it if that cannot be saved."""
-    try:
-        return copy_state(state)
-    except CheckpointError as error:
-        raise kind(f"{whose}: {error}") from None
-
-
-def _path(path: Sequence[str]) -> str:
-    return "/".join(path)
-
-
-def _copy_of_tensor(tensor: Any) -> np.ndarray[Any, Any] | RawTensor:
-    try:
-        array: np.ndarray[Any, Any] = tensor.cpu().numpy()
-    except TypeError:  # bfloat16 and the like
-        return RawTensor.of(tensor)
-    return np.array(array, copy=True, order="C") if getattr(tensor, "is_cpu", True) else np.ascontiguousarray(array)
-
-
 def load_weights(model: Any, saved: Saved) -> None:
     """Give a model the state of a checkpoint. Raises what its `load_state_dict` raises. Thread: the model's."""
     try:
@@ -151,31 +70,6 @@ def load_weights(model: Any, saved: Saved) -> None:
     except Exception as error:
         error.add_note(f"loading the weights of {saved.path}")
         raise
-
-
-def nonfinite_leaf(state: Any, path: str = "") -> str | None:
-    """The path of the first array with a NaN or infinity, or number that is NaN; None if there is none.
-
-    A number may be infinite: a bound among the settings, a best value before there was one.
-    """
-    if isinstance(state, Mapping | list | tuple):
-        parts = cast("Mapping[Any, Any] | Sequence[Any]", state)
-        for key, value in parts.items() if isinstance(parts, Mapping) else enumerate(parts):
-            found = nonfinite_leaf(value, f"{path}/{key_name(key)}" if path else key_name(key))
-            if found:
-                return found
-    elif isinstance(state, float):
-        return path if math.isnan(state) else None
-    elif isinstance(state, Shard):
-        return nonfinite_leaf(state.array, path)
-    elif isinstance(state, RawTensor):
-        if not state.tensor().float().isfinite().all():
-            return path
-    elif isinstance(state, np.ndarray):
-        array = cast("np.ndarray[Any, Any]", state)
-        if array.dtype.kind in "fc" and not np.isfinite(array).all():
-            return path
-    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -447,7 +341,7 @@ class Checkpoints:
             manifest = _object_in((self.directory / name / "manifest.json").read_bytes())
             state = _object_in((self.directory / name / "state.json").read_bytes())
             files = {file: entry["sha256"] for file, entry in manifest["files"].items() if file.startswith("model.")}
-            return _digest(_json([*(files[file] for file in sorted(files)), state["model"]]))
+            return hashlib.sha256(json_bytes([*(files[file] for file in sorted(files)), state["model"]])).hexdigest()
         except (OSError, *_DAMAGE):
             return None
 
@@ -530,7 +424,7 @@ class Checkpoints:
         clear_away(aside)
         aside.mkdir()
         trees = {part: encoded(state) for part, state in parts.items()}
-        files: dict[str, list[Buffer]] = {"state.json": [_json({part: tree for part, (tree, _) in trees.items()})]}
+        files: dict[str, list[Buffer]] = {"state.json": [json_bytes({part: tree for part, (tree, _) in trees.items()})]}
         for part, (_, leaves) in trees.items():
             arrays, shards = split(leaves)
             if arrays or part == "model":
@@ -630,73 +524,6 @@ class Checkpoints:
         return name if name in self.names() else None
 
 
-def refuse_nonfinite(step: int, model: Any) -> None:
-    """NonFiniteError naming the weight, before a checkpoint with it could be written."""
-    leaf = nonfinite_leaf(model)
-    if leaf is not None:
-        raise NonFiniteError(
-            f"the weight {leaf!r} is not finite after step {step}; no checkpoint was written (on_nonfinite='error')"
-        )
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace a small file so that readers see the old or the new content, also after a crash."""
-    aside = path.with_name(f".tmp-{path.name}-{os.getpid()}-{threading.get_ident()}")
-    try:
-        write_synced(aside, content)
-        os.replace(aside, path)
-    except OSError:
-        with suppress(OSError):  # what was refused first is what the user has to know
-            aside.unlink(missing_ok=True)
-        raise
-    sync_directory(path.parent)
-
-
-def write_synced(path: Path, *buffers: Buffer) -> dict[str, Any]:
-    """Write a file and wait until it is on the disk; its SHA-256 and its bytes. Large buffers keep no other thread waiting."""
-    digest, n_bytes = hashlib.sha256(), 0
-    with open(path, "wb") as file:
-        for buffer in buffers:
-            file.write(buffer)
-            digest.update(buffer)
-            n_bytes += len(buffer)
-        file.flush()
-        os.fsync(file.fileno())
-    return {"sha256": digest.hexdigest(), "bytes": n_bytes}
-
-
-def sealed(record: Mapping[str, Any]) -> bytes:
-    """A record as JSON with the SHA-256 of the rest in it: what was read is whole if this gives it again."""
-    rest = {key: value for key, value in record.items() if key != "sha256"}
-    return _json({**rest, "sha256": _digest(_json(rest))})
-
-
-def verify(path: Path, entry: Mapping[str, Any]) -> None:
-    """CheckpointError if a file is not what `write_synced` wrote when it gave this entry. Keeps nothing of it in memory."""
-    with open(path, "rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:
-            raise CheckpointError(f"{path} is damaged: its SHA-256 is not the one that was noted")
-
-
-def read_verified(path: Path, entry: Mapping[str, Any]) -> bytes:
-    """What `write_synced` wrote, if it gave this entry; CheckpointError if the file is another one now."""
-    if path.stat().st_size != entry["bytes"]:
-        raise CheckpointError(f"{path} is damaged: {path.stat().st_size} bytes instead of {entry['bytes']}")
-    content = path.read_bytes()
-    if _digest(content) != entry["sha256"]:
-        raise CheckpointError(f"{path} is damaged: its SHA-256 is not the one that was noted")
-    return content
-
-
-def sync_directory(path: Path) -> None:
-    """Wait until what was made, renamed or removed in a directory is on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 def _in_words(error: Exception, path: Path) -> Exception:
     """What the file system refused while a checkpoint was written, with path and remedy; any other error itself."""
     if isinstance(error, StorageError) or not isinstance(error, OSError):
@@ -747,11 +574,3 @@ def _name_in(pointer: bytes | None) -> str | None:
 def _listed(lacks: object) -> str:
     """What a checkpoint says that it lacks."""
     return ", ".join(map(str, cast("list[Any]", lacks))) if isinstance(lacks, list) else str(lacks)
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def _json(value: Any) -> bytes:
-    return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()

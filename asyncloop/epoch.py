@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal, cast
 
-from asyncloop.checkpoint import copy_state
 from asyncloop.errors import CheckpointError
 from asyncloop.events import AfterBatch, EpochData, Event
 from asyncloop.model_thread import Stretch
 from asyncloop.redact import redacted
+from asyncloop.states import copy_state
 from asyncloop.stats import Timings, WeightedMeans
 from asyncloop.stream import BufferStatistics
 

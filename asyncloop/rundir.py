@@ -26,12 +26,20 @@ from pathlib import Path
 from typing import Any, cast
 
 from asyncloop._version import __version__
-from asyncloop.checkpoint import sync_directory, write_atomically, write_synced
 from asyncloop.errors import ConfigError, StorageError
 from asyncloop.redact import RedactingFormatter, redacted
 from asyncloop.run_json import sound_record
 from asyncloop.snapshot import copy_code, git_state
-from asyncloop.storage import content_of, entries_of, is_dir, is_there, storage_errors
+from asyncloop.storage import (
+    content_of,
+    entries_of,
+    is_dir,
+    is_there,
+    storage_errors,
+    sync_directory,
+    write_atomically,
+    write_synced,
+)
 
 __all__ = ["LINE_FILES", "LOG_MARK", "RunDir", "current_run", "jsonable", "launch_id", "now"]
 

@@ -20,12 +20,13 @@ from typing import Any, ClassVar, Literal, TypeAlias, cast
 
 from asyncloop.archive import SavedRun, find_run, is_run, read_run, runs_below
 from asyncloop.batch import Batch
-from asyncloop.checkpoint import Checkpoints, storage_errors
+from asyncloop.checkpoint import Checkpoints
 from asyncloop.errors import CheckpointError, ConfigError, ModelError, NothingToResumeError
 from asyncloop.evaluation import load_model
 from asyncloop.models.aggregation import Aggregation, aggregated, is_lazy
 from asyncloop.models.arguments import Arguments
 from asyncloop.stats import log, metric_sink
+from asyncloop.storage import storage_errors
 
 __all__ = ["Ensemble", "Sequence"]
 

@@ -20,7 +20,7 @@ from anyio.abc import TaskGroup
 
 from asyncloop import rng
 from asyncloop.bus import EventBus, Marker
-from asyncloop.checkpoint import Checkpoints, Parts, copy_of, copy_state, refuse_nonfinite
+from asyncloop.checkpoint import Checkpoints, Parts
 from asyncloop.control import Claim, PendingCheckpoint
 from asyncloop.epoch import EpochRecord, last_state, savable
 from asyncloop.errors import CheckpointError, ModelError, NonFiniteError
@@ -30,6 +30,7 @@ from asyncloop.peers import Peers
 from asyncloop.redact import redacted
 from asyncloop.rundir import LOG_MARK
 from asyncloop.standing import Standing
+from asyncloop.states import copy_of, copy_state, refuse_nonfinite
 from asyncloop.threads import OwnThread
 from asyncloop.world import World
 

@@ -1,4 +1,5 @@
-"""Storage: what the file system says, in words, and what is there told apart from what nobody may look at.
+"""Storage: what the file system says, in words; what is there told apart from what nobody may look at; files written so
+that they are whole or not there, and known again.
 
 `Path.exists`, `is_file`, `is_dir` and `glob` take a refusal for "not there", some of them since Python 3.13 or 3.14. A
 resume that believed it would begin again and remove what was saved.
@@ -7,15 +8,19 @@ resume that believed it would begin again and remove what was saved.
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
 import logging
 import os
 import shutil
 import stat
-from collections.abc import Generator
+import threading
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-from asyncloop.errors import StorageError
+from asyncloop.errors import CheckpointError, StorageError
 
 __all__ = [
     "append",
@@ -25,9 +30,16 @@ __all__ = [
     "is_dir",
     "is_file",
     "is_there",
+    "json_bytes",
+    "read_verified",
     "remedy_for",
+    "sealed",
     "storage_error",
     "storage_errors",
+    "sync_directory",
+    "verify",
+    "write_atomically",
+    "write_synced",
 ]
 
 logger = logging.getLogger("asyncloop")
@@ -141,6 +153,72 @@ def clear_away(path: Path) -> None:
         logger.warning("%s", storage_error("remove", path, error))
 
 
+# --- what is written, and known again ------------------------------------------------------------------------------
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace a small file so that readers see the old or the new content, also after a crash."""
+    aside = path.with_name(f".tmp-{path.name}-{os.getpid()}-{threading.get_ident()}")
+    try:
+        write_synced(aside, content)
+        os.replace(aside, path)
+    except OSError:
+        with suppress(OSError):  # what was refused first is what the user has to know
+            aside.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def write_synced(path: Path, *buffers: bytes | memoryview) -> dict[str, Any]:
+    """Write a file and wait until it is on the disk; its SHA-256 and its bytes. Large buffers keep no other thread waiting."""
+    digest, n_bytes = hashlib.sha256(), 0
+    with open(path, "wb") as file:
+        for buffer in buffers:
+            file.write(buffer)
+            digest.update(buffer)
+            n_bytes += len(buffer)
+        file.flush()
+        os.fsync(file.fileno())
+    return {"sha256": digest.hexdigest(), "bytes": n_bytes}
+
+
+def sync_directory(path: Path) -> None:
+    """Wait until what was made, renamed or removed in a directory is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def json_bytes(value: Any) -> bytes:
+    """JSON as our files have it: the same bytes for the same value."""
+    return (json.dumps(value, indent=1, sort_keys=True) + "\n").encode()
+
+
+def sealed(record: Mapping[str, Any]) -> bytes:
+    """A record as JSON with the SHA-256 of the rest in it: what was read is whole if this gives it again."""
+    rest = {key: value for key, value in record.items() if key != "sha256"}
+    return json_bytes({**rest, "sha256": _digest(json_bytes(rest))})
+
+
+def verify(path: Path, entry: Mapping[str, Any]) -> None:
+    """CheckpointError if a file is not what `write_synced` wrote when it gave this entry. Keeps nothing of it in memory."""
+    with open(path, "rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:
+            raise CheckpointError(f"{path} is damaged: its SHA-256 is not the one that was noted")
+
+
+def read_verified(path: Path, entry: Mapping[str, Any]) -> bytes:
+    """What `write_synced` wrote, if it gave this entry; CheckpointError if the file is another one now."""
+    if path.stat().st_size != entry["bytes"]:
+        raise CheckpointError(f"{path} is damaged: {path.stat().st_size} bytes instead of {entry['bytes']}")
+    content = path.read_bytes()
+    if _digest(content) != entry["sha256"]:
+        raise CheckpointError(f"{path} is damaged: its SHA-256 is not the one that was noted")
+    return content
+
+
 def _mode(path: Path) -> int | None:
     try:
         return path.stat().st_mode
@@ -155,3 +233,7 @@ def _raise_refusal(error: OSError) -> None:
     """Raise it, unless it only says that there is nothing."""
     if error.errno not in _NOTHING_THERE:
         raise error
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -17,7 +17,6 @@ import anyio
 
 from asyncloop import rng
 from asyncloop.blame import is_others
-from asyncloop.checkpoint import bytes_of
 from asyncloop.config import Component, Config, dumps
 from asyncloop.engine import Engine
 from asyncloop.errors import StorageError
@@ -26,6 +25,7 @@ from asyncloop.processes import shared_directory
 from asyncloop.recorder import Recorder
 from asyncloop.rundir import RunDir
 from asyncloop.snapshot import copy_modules
+from asyncloop.states import bytes_of
 from asyncloop.storage import is_dir, storage_errors
 from asyncloop.threads import OwnThread, off_loop
 from asyncloop.world import World

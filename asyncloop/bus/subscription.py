@@ -15,9 +15,9 @@ from typing import Any
 import anyio
 
 from asyncloop.bus.declared import Declared
-from asyncloop.checkpoint import copy_of
 from asyncloop.errors import HookError, StalledError, StopTraining
 from asyncloop.events import AfterBatch, Event
+from asyncloop.states import copy_of
 from asyncloop.stats import Timings, metric_sink
 from asyncloop.threads import Handful, LoopHandle, LoopSleeper, Notice, OwnThread, stray_cancellation, was_cancelled
 

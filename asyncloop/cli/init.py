@@ -9,11 +9,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from asyncloop.checkpoint import storage_error
 from asyncloop.cli.logs import configure_logging
 from asyncloop.cli.terminal import complain
 from asyncloop.config.json_schema import json_schema
 from asyncloop.errors import ConfigError
+from asyncloop.storage import storage_error
 
 __all__ = ["Template", "make_project"]
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from asyncloop.archive import SavedRun, runs_below, size_of
-from asyncloop.checkpoint import storage_error
 from asyncloop.cli.terminal import complain, print_json, print_table
 from asyncloop.cli.wording import ago, size
 from asyncloop.errors import ConfigError, NothingToResumeError, StorageError
+from asyncloop.storage import storage_error
 
 __all__ = ["prune_runs"]
 

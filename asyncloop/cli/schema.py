@@ -7,10 +7,10 @@ import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 
-from asyncloop.checkpoint import storage_error, write_atomically
 from asyncloop.cli.logs import configure_logging
 from asyncloop.cli.terminal import complain
 from asyncloop.config.json_schema import json_schema
+from asyncloop.storage import storage_error, write_atomically
 
 __all__ = ["write_schema"]
 

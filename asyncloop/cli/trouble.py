@@ -12,9 +12,9 @@ from pathlib import Path
 from types import TracebackType
 
 from asyncloop.blame import BUG, FILES, code_of, has_frames, is_others, notes_of
-from asyncloop.checkpoint import remedy_for
 from asyncloop.cli.terminal import cells, complain, strong
 from asyncloop.errors import AsyncloopError, ConfigError, alone
+from asyncloop.storage import remedy_for
 
 __all__ = ["code_of", "tell", "users_traceback"]
 

@@ -6,10 +6,9 @@ import errno
 import os
 from pathlib import Path, PurePath
 
-from asyncloop.checkpoint import write_atomically
 from asyncloop.errors import HookError, StorageError
 from asyncloop.events import Event
-from asyncloop.storage import append, content_of, is_dir, is_there, storage_error
+from asyncloop.storage import append, content_of, is_dir, is_there, storage_error, write_atomically
 
 __all__ = ["OutputFile", "file_name"]
 

@@ -13,14 +13,14 @@ from typing import Any, cast
 import numpy as np
 
 from asyncloop.batch import Batch
-from asyncloop.checkpoint import bytes_of, sealed, storage_errors, write_atomically, write_synced
 from asyncloop.errors import HookError
 from asyncloop.events import AfterBatch, AfterEvaluation, AfterTraining, Event
 from asyncloop.fetching import is_on_device, to_host
 from asyncloop.hook import Hook
 from asyncloop.kept_outputs.reading import FORMAT, part_name
+from asyncloop.states import bytes_of
 from asyncloop.stats import WeightedMeans, metric_sink
-from asyncloop.storage import clear_away
+from asyncloop.storage import clear_away, sealed, storage_errors, write_atomically, write_synced
 from asyncloop.trees import encoded, safetensors
 
 __all__ = ["KeepOutputs", "Overheard"]

@@ -12,9 +12,10 @@ from safetensors import SafetensorError
 
 from asyncloop.archive import runs_below
 from asyncloop.batch import Batch
-from asyncloop.checkpoint import Checkpoints, read_verified, sealed, storage_errors
+from asyncloop.checkpoint import Checkpoints
 from asyncloop.errors import CheckpointError, NothingToResumeError
 from asyncloop.run_json import json_object
+from asyncloop.storage import read_verified, sealed, storage_errors
 from asyncloop.trees import decoded, read_safetensors
 
 __all__ = ["FORMAT", "KeptStream", "find_kept", "part_name"]

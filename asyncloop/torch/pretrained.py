@@ -14,8 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from asyncloop.checkpoint import storage_errors
 from asyncloop.errors import ConfigError
+from asyncloop.storage import storage_errors
 from asyncloop.torch.arguments import Table, matches
 
 __all__ = ["Pretrained", "load_pretrained"]

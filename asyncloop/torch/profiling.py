@@ -12,8 +12,8 @@ from typing import Any
 
 from torch.profiler import profile
 
-from asyncloop.checkpoint import storage_errors
 from asyncloop.errors import ConfigError
+from asyncloop.storage import storage_errors
 from asyncloop.torch.arguments import Span, Table
 
 __all__ = ["Profile", "Profiler"]

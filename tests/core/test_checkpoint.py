@@ -31,9 +31,11 @@ from asyncloop import (
     Stream,
 )
 from asyncloop.blame import code_of
-from asyncloop.checkpoint import Checkpoints, copy_state, nonfinite_leaf, sealed, write_atomically
+from asyncloop.checkpoint import Checkpoints
 from asyncloop.control import Claim
 from asyncloop.hooks import SaveEvery
+from asyncloop.states import copy_state, nonfinite_leaf
+from asyncloop.storage import sealed, write_atomically
 
 STATE: dict[str, Any] = {
     "weights": {"w": np.arange(6.0).reshape(2, 3), "b": np.zeros(()), "half": np.ones(3, np.float16)},
