@@ -89,11 +89,13 @@ def warn_of_slips(hook: Any, name: str) -> None:
     if not isinstance(hook, Hook):
         return
     events = {each.method for each in Event.__subclasses__() if each.method} | {"after_batches"}
-    own = [each for each in dir(type(hook)) if not each.startswith("_") and not hasattr(Hook, each)]
-    for method in own:
-        near = get_close_matches(method.replace("_", ""), [each.replace("_", "") for each in events], 1, 0.85)
-        if method not in events and near and callable(getattr(type(hook), method)):
-            meant = next(each for each in events if each.replace("_", "") == near[0])
+    run_together = {each.replace("_", ""): each for each in events}
+    for method in dir(type(hook)):
+        if method.startswith("_") or method in events or hasattr(Hook, method):
+            continue
+        near = get_close_matches(method.replace("_", ""), run_together, 1, 0.85)
+        if near and callable(getattr(type(hook), method)):
+            meant = run_together[near[0]]
             logger.warning("hook %s: nothing calls its method %s; did you mean %s?", name, method, meant)
     if not events.intersection(dir(hook)):
         logger.warning("hook %s handles no event; what is called: %s", name, ", ".join(sorted(events)))
