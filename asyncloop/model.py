@@ -3,11 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import isnan
 from typing import Any, Protocol, runtime_checkable
 
 from asyncloop.batch import Batch
 
-__all__ = ["Model"]
+__all__ = ["Model", "Skipped"]
+
+
+class Skipped(dict[str, Any]):
+    """Outputs of a training step that the model skipped. What is NaN among them is shown to hooks and counts nowhere:
+    in no mean, in no check of losses."""
+
+    @property
+    def counted(self) -> dict[str, Any]:
+        return {name: value for name, value in self.items() if not (isinstance(value, float) and isnan(value))}
 
 
 @runtime_checkable

@@ -28,6 +28,7 @@ from asyncloop.errors import DataError, ModelError, NonFiniteError, joined
 from asyncloop.events import AfterBatch, BeforeBatch, RunInfo
 from asyncloop.fetching import Fetch, is_on_device
 from asyncloop.late_checks import LateChecks
+from asyncloop.model import Skipped
 from asyncloop.stats import Timings, WeightedMeans, metric_sink
 from asyncloop.stream import EndOfStream, Feed, Interrupted
 from asyncloop.threads import OwnThread, ThreadSleeper, stray_cancellation, was_cancelled
@@ -213,10 +214,9 @@ class ModelThread:
         pump = bus.pump
         feed.before_sleep(pump.wake_soon)
         clock, next_item, sums, weights = time.perf_counter, feed.next, means.sums, means.weights
-        audience, before_batch, timed_hooks = bus.audience, bus.wants_before_batch, bus.timed if train else []
-        audience.changed = False
-        wanted, wanted_at = bus.wants_batches, bus.next_wanted(stream, train, stretch.step)
-        asking = before_batch or bus.wants_variables
+        audience, wanted, wanted_at = bus.audience, False, math.inf
+        audience.changed, before_batch, asking = True, False, False
+        timed_hooks: Sequence[Subscription] = ()
         batches, until_s, until_step = stretch.batches, stretch.until_s, stretch.until_step if train else None
         watched = _losses(rules) if train else None
         sources: Any = None
@@ -225,17 +225,24 @@ class ModelThread:
         ran: list[float] = []
         n_examples, index, settled, step = 0, -1, -1, stretch.step
         outputs: Any = None
+        counted: Any = None
         finished: Finished | AfterBatch | None = None
         value: Any = None
         on_device: bool | None = None  # whether anything that hooks may ask for is; known after the first batch
         post, unasked = pump.post, 1
         woken_s = previous_s = ended_s = clock()
-        _start_clocks(timed_hooks, ended_s)
         metric_sink.set(lambda name, value: means.add(name, _host_scalar(value), n_examples))
         try:
             while True:
                 if control.pending:
                     return "asked"
+                if audience.changed:
+                    audience.changed = False
+                    wanted, wanted_at = bus.wants_batches, bus.next_wanted(stream, train, step)
+                    before_batch, timed_hooks = bus.wants_before_batch, bus.timed if train else ()
+                    asking = before_batch or bus.wants_variables
+                    _start_clocks(timed_hooks, clock())
+                    pump.wake_soon()
                 try:
                     given, cursor = next_item()
                 except (StopIteration, EndOfStream):
@@ -248,7 +255,9 @@ class ModelThread:
                 began_s = clock()
                 index = stretch.index
                 stretch.index = index + 1
-                outputs = value = number = finished = None  # the last step's, or they would live through this one
+                outputs = counted = value = number = finished = (
+                    None  # the last step's, or they would live through this one
+                )
                 batch: Batch = given if given.__class__ is dict else as_batch(run_batch(given), stream, index)
                 if batch.keys() != sources:
                     self._check_sources(batch, rules, stream, index)
@@ -275,9 +284,11 @@ class ModelThread:
                     self.model_failed = True
                     raise
                 ended_s = clock()
+                counted = outputs
                 if outputs.__class__ is not dict:
                     _check_outputs(outputs, stream, index)
-                for name, value in outputs.items():
+                    counted = outputs.counted if isinstance(outputs, Skipped) else outputs
+                for name, value in counted.items():
                     number = value if value.__class__ is float else _as_number(value)
                     if number.__class__ is float and name in known:
                         sums[name] += number * n_examples
@@ -307,10 +318,6 @@ class ModelThread:
                 ran.append(ran_s)
                 read.append(began_s - previous_s)
                 previous_s = ended_s
-                if audience.changed:
-                    audience.changed = False
-                    wanted, wanted_at = bus.wants_batches, bus.next_wanted(stream, train, step - 1)
-                    pump.wake_soon()
                 if wanted:
                     shown = outputs
                     if on_device is None:

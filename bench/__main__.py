@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """0: measured. 1: a row is invalid, or with --check a goal's must is missed. 2: wrong arguments."""
+    """0: measured. 1: a row is invalid, or with --check a goal's must is not reached. 2: wrong arguments. 130: Ctrl-C."""
     options = _arguments().parse_args(arguments)
     known, console = scenarios(), terminal()
     if unknown := [name for name in options.scenarios if name not in known]:
@@ -40,7 +40,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     quieten()
     plan = Plan(options.quick, 0.25 if options.quick else 1.0)
     names = options.scenarios or (QUICK if options.quick else list(known))
-    results = [_measured(name, plan, options.rounds, options.systems, options.results, console) for name in names]
+    results: list[Result] = []
+    try:
+        for name in names:
+            results.append(_measured(name, plan, options.rounds, options.systems, options.results, console))
+    except KeyboardInterrupt:
+        console.print(f"interrupted in {names[len(results)]}; what was measured before is written", style="red")
+        print_summary(results, console, checking=False)
+        return 130
     if options.charts:
         from bench.charts import draw_all
 
@@ -54,16 +61,22 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument("scenarios", nargs="*", metavar="SCENARIO", help="default: all, or a selection with --quick")
     parser.add_argument("--quick", action="store_true", help="two minutes: few batches, three rounds, quick starters")
     parser.add_argument("--systems", type=_names, default=[], metavar="A,B", help="only these, beside the references")
-    parser.add_argument("--rounds", type=int, help="default: 5, with --quick 3; soak: 1")
+    parser.add_argument("--rounds", type=_positive, metavar="N", help="default: 5, with --quick 3; soak: 1")
     parser.add_argument("--results", type=Path, default=ROOT / "results", metavar="DIR", help="where the JSON goes")
     parser.add_argument("--charts", type=Path, metavar="DIR", help="draw charts of all results there are into DIR")
     parser.add_argument("--list", action="store_true", help="what there is, and what is not installed")
-    parser.add_argument("--check", action="store_true", help="exit with 1 if the must of a goal is missed")
+    parser.add_argument("--check", action="store_true", help="exit with 1 unless the must of each goal is reached")
     return parser
 
 
 def _names(text: str) -> list[str]:
     return [name for name in text.split(",") if name]
+
+
+def _positive(text: str) -> int:
+    if (n := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"a number of rounds is at least 1, not {n}")
+    return n
 
 
 def _list(console: Console) -> None:
@@ -78,11 +91,12 @@ def _measured(
     name: str, plan: Plan, n_rounds: int | None, families: list[str], folder: Path, console: Console
 ) -> Result:
     scenario = scenarios()[name](plan)
-    n_rounds = n_rounds or scenario.n_rounds or (3 if plan.quick else 5)
+    usual = scenario.n_rounds or (3 if plan.quick else 5)
+    n_rounds = usual if n_rounds is None else n_rounds
     with console.status(f"{name} …") as status:
         result = run_scenario(scenario, n_rounds, families, progress_in(status, console))
     print_result(result, console)
-    write_json(result, folder, plan.quick)
+    write_json(result, folder, plan.quick, is_part=bool(families) or n_rounds < usual)
     return result
 
 

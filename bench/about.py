@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -28,9 +29,10 @@ PACKAGES = (
 
 
 def about() -> dict[str, Any]:
-    """Date, versions, processor, cores and memory."""
+    """Date, revision, versions, processor, cores and memory."""
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "revision": _revision(),
         "python": f"{platform.python_implementation()} {platform.python_version()}",
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": _cpu(),
@@ -38,6 +40,19 @@ def about() -> dict[str, Any]:
         "memory_gib": _memory_gib(),
         "versions": {"asyncloop": __version__, **{name: found for name in PACKAGES if (found := _version(name))}},
     }
+
+
+def _revision() -> str | None:
+    """The last commit that changed the package, with `-dirty` behind it if it was changed since; None outside a checkout."""
+    package = Path(__file__).parent.parent / "asyncloop"
+    try:
+        commit = subprocess.run(
+            ["git", "log", "-1", "--format=%h", "--", "."], cwd=package, capture_output=True, text=True, check=True
+        )
+        changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", "."], cwd=package, check=False).returncode
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return f"{commit.stdout.strip()}{'-dirty' if changed else ''}" if commit.stdout.strip() else None
 
 
 def _version(name: str) -> str | None:

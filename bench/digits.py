@@ -139,6 +139,9 @@ class MeanLoss:
     def __init__(self) -> None:
         self.total, self.n_examples = 0.0, 0
 
+    def told(self) -> object:
+        return self.total / self.n_examples
+
     def blocking(self, batch: Batch, outputs: Mapping[str, Any]) -> None:
         n = len(batch["label"])
         self.total += float(outputs["loss"]) * n
@@ -153,6 +156,9 @@ class Accuracy:
 
     def __init__(self) -> None:
         self.correct = self.n_examples = 0
+
+    def told(self) -> object:
+        return self.correct, self.n_examples
 
     def blocking(self, batch: Batch, outputs: Mapping[str, Any]) -> None:
         self.correct += int(outputs["correct"])

@@ -189,14 +189,14 @@ class Result:
         return [measured for measured in self.measured if measured.wrong is not None]
 
     @property
-    def ahead(self) -> list[str]:
-        """Other systems whose first metric is better than that of any default asyncloop, the best first."""
+    def ahead(self) -> dict[str, list[str]]:
+        """Default asyncloop → other systems whose first metric is better than its own, the best first, if there are any."""
         metric, sign = self.scenario.metrics[0].name, 1 if self.scenario.better == "less" else -1
         found = [one for one in self.measured if one.wrong is None and metric in one.spreads and not one.row.reference]
         keys = {one.row.name: sign * one.spreads[metric].median for one in found}
-        ours = [keys[name] for name in self.scenario.main if name in keys]
-        others = [one.row.name for one in found if one.row.family != "asyncloop"]
-        return sorted((name for name in others if ours and keys[name] < min(ours)), key=lambda name: keys[name])
+        others = sorted((one.row.name for one in found if one.row.family != "asyncloop"), key=lambda name: keys[name])
+        ahead = {own: [name for name in others if keys[name] < keys[own]] for own in self.scenario.main if own in keys}
+        return {own: names for own, names in ahead.items() if names}
 
     @property
     def missed(self) -> list[Verdict]:
@@ -317,11 +317,14 @@ def _judged(goal: Goal, rounds: Sequence[Round]) -> Spread | None:
 
 
 def check(job: Job, outcome: Outcome) -> None:
-    """WrongResult unless every batch was run once, and every hook was given every batch once and in order."""
+    """WrongResult unless every batch was run once, and every hook was given every batch once and in order, and is done."""
     if outcome.n_runs != job.n:
         raise WrongResult(f"the model ran {outcome.n_runs} times for {job.n} batches")
     if len(outcome.seen) < len(job.hooks):
         raise WrongResult(f"{len(outcome.seen)} of {len(job.hooks)} hooks said what they saw")
+    for number, n_done in enumerate(outcome.n_done):
+        if n_done != job.n:
+            raise WrongResult(f"hook {number} was done with {n_done} of {job.n} batches when all was said to be over")
     expected = [int(batch["id"][0]) for batch in job.batches]
     for number, seen in enumerate(outcome.seen):
         ids = [int(source[0]) for source in seen]

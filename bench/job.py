@@ -5,6 +5,7 @@ One description, from which each adapter in `bench/systems` builds the program a
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -39,7 +40,8 @@ class Load(Protocol):
 
 
 class HookWork(Protocol):
-    """What a hook does for one batch, for a thread and for an event loop."""
+    """What a hook does for one batch, for a thread and for an event loop. With a method `told` it has something to say
+    in the end, which must be the same whoever called it."""
 
     def blocking(self, batch: Batch, outputs: Mapping[str, Any]) -> None: ...
     async def waiting(self, batch: Batch, outputs: Mapping[str, Any]) -> None: ...
@@ -90,10 +92,14 @@ class Outcome:
     seconds: float
     seen: Sequence[Sequence[Any]]
     """For each hook the `id` sources it was given, in the order in which it was given them."""
+    n_done: Sequence[int]
+    """For each hook how many batches it was done with when the system said that all was over."""
     n_runs: int
     weights: str = ""
     marks: Sequence[float] = ()
     busy_s: float = 0.0
+    told: Sequence[object] = ()
+    """What the hooks came to that come to something."""
 
 
 class Watcher:
@@ -101,6 +107,10 @@ class Watcher:
 
     def __init__(self) -> None:
         self.seen: list[Any] = []
+
+    @property
+    def n_done(self) -> int:
+        return len(self.seen)
 
     def after_batch(self, batch: Batch, outputs: Mapping[str, Any]) -> None:
         self.seen.append(batch["id"])
@@ -111,11 +121,16 @@ class WorkingWatcher(Watcher):
 
     def __init__(self, work: HookWork) -> None:
         super().__init__()
-        self.work = work
+        self.work, self.n_worked = work, 0
+
+    @property
+    def n_done(self) -> int:
+        return self.n_worked
 
     def after_batch(self, batch: Batch, outputs: Mapping[str, Any]) -> None:
         self.seen.append(batch["id"])
         self.work.blocking(batch, outputs)
+        self.n_worked += 1
 
 
 class Saver(Watcher):
@@ -174,13 +189,27 @@ class Job:
             await self.load.waiting(index)
         return self.batches[index]
 
+    def fresh_hooks(self) -> list[HookWork | None]:
+        """The work of hooks that have not heard of any batch yet."""
+        return [copy.copy(work) for work in self.hooks]
+
     def watchers(self) -> list[Watcher]:
         """The hooks for systems that call them one after the other; the one that saves, if any, comes last."""
-        hooks = [Watcher() if work is None else WorkingWatcher(work) for work in self.hooks]
+        hooks = [Watcher() if work is None else WorkingWatcher(work) for work in self.fresh_hooks()]
         return hooks if self.saves is None else [*hooks, Saver(self.saves)]
 
-    def outcome(self, seconds: float, model: Model, hooks: Iterable[Any]) -> Outcome:
-        return Outcome(seconds, [hook.seen for hook in hooks], model.n_runs, model.digest(), model.marks, model.busy_s)
+    def outcome(self, seconds: float, model: Model, hooks: Sequence[Any]) -> Outcome:
+        work = [hook.work for hook in hooks if hasattr(hook, "work")]
+        return Outcome(
+            seconds,
+            [hook.seen for hook in hooks],
+            [hook.n_done for hook in hooks],
+            model.n_runs,
+            model.digest(),
+            model.marks,
+            model.busy_s,
+            [each.told() for each in work if hasattr(each, "told")],
+        )
 
 
 def train(batches: Iterable[Batch], model: Model, hooks: Sequence[Watcher]) -> None:

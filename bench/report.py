@@ -54,8 +54,8 @@ def print_result(result: Result, console: Console) -> None:
         console.print(remark, style="dim", highlight=False)
     for verdict in result.verdicts:
         console.print(_sentence(verdict), highlight=False)
-    if result.ahead:
-        console.print(f"ahead of asyncloop: {', '.join(result.ahead)}", highlight=False)
+    for own, names in result.ahead.items():
+        console.print(f"ahead of {own}: {', '.join(names)}", highlight=False)
     for why in dict.fromkeys(result.left_out.values()):
         names = [name for name, its_reason in result.left_out.items() if its_reason == why]
         console.print(f"left out ({why}): {', '.join(names)}", style="dim", highlight=False)
@@ -67,7 +67,7 @@ def print_result(result: Result, console: Console) -> None:
 
 
 def print_summary(results: Sequence[Result], console: Console, *, checking: bool) -> int:
-    """Goals over all scenarios, and the exit code: 1 if a row is invalid or, when `checking`, a must is missed."""
+    """Goals over all scenarios, and the exit code: 1 if a row is invalid or, when `checking`, a must is not reached."""
     verdicts = [verdict for result in results for verdict in result.verdicts]
     judged = [verdict for verdict in verdicts if verdict.must is not None]
     reached = sum(verdict.must is True for verdict in judged)
@@ -79,8 +79,11 @@ def print_summary(results: Sequence[Result], console: Console, *, checking: bool
             console.print(f"missed in {result.scenario.name}: {verdict.goal.name}", highlight=False)
         for measured in result.invalid:
             console.print(f"invalid in {result.scenario.name}: {measured.row.name}", style="red", highlight=False)
-    failed = any(result.invalid for result in results) or (checking and any(result.missed for result in results))
-    return 1 if failed else 0
+    unjudged = [verdict for verdict in verdicts if verdict.spread is None and verdict.goal.must is not None]
+    if unjudged:
+        console.print(f"not judged, because a row is missing: {len(unjudged)} musts")
+    missed = bool(unjudged) or any(result.missed for result in results)
+    return 1 if any(result.invalid for result in results) or (checking and missed) else 0
 
 
 def _sorted(result: Result) -> list[Measured]:
@@ -182,9 +185,10 @@ def _spread_json(spread: Spread) -> dict[str, Any]:
     return {"median": float(f"{spread.median:.6g}"), "values": [float(f"{value:.6g}") for value in spread.values]}
 
 
-def write_json(result: Result, folder: Path, quick: bool) -> Path:
-    """`<folder>/<scenario>.json`; of a quick run `<scenario>.quick.json`, so that it never takes a full one's place."""
+def write_json(result: Result, folder: Path, quick: bool, is_part: bool = False) -> Path:
+    """`<folder>/<scenario>.json`; of a quick run `<scenario>.quick.json`, of one with fewer rounds or systems than
+    usual (`is_part`) `<scenario>.part.json`, so that neither ever takes a full one's place."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{result.scenario.name}{'.quick' if quick else ''}.json"
+    path = folder / f"{result.scenario.name}{'.quick' if quick else '.part' if is_part else ''}.json"
     path.write_text(json.dumps(as_json(result, quick), indent=1) + "\n")
     return path

@@ -54,6 +54,8 @@ class EventBus:
         """Whether a hook runs in this process; others are only planned with, as all processes have the same plan."""
         self._absent: list[Subscription] = []
         self.audience = Audience()
+        self._is_read = False
+        """Whether somebody iterates over batches. The model thread may not look at the set, which shrinks at any time."""
         self.only_training: Collection[str] = ()
         """Outputs that evaluations lack; a hook that names them gets the others there."""
         for hook in hooks:
@@ -108,7 +110,8 @@ class EventBus:
             raise ConfigError("before_batch is a hook's alone: the model waits for it, so it cannot be iterated over")
         listener = Listener(kinds, self._history, self._ended, bound)
         self._listeners.add(listener)
-        self.audience.changed = True
+        if listener.wants_batches:
+            self._is_read = self.audience.changed = True
         return listener
 
     def _name_of(self, hook: Any) -> str:
@@ -174,6 +177,7 @@ class EventBus:
         for listener in list(self._listeners):
             listener.end()
         self._listeners.clear()
+        self._is_read = False
         opened, self._open = self._open, None
         if opened is None:
             return
@@ -195,16 +199,14 @@ class EventBus:
     @property
     def wants_batches(self) -> bool:
         """Whether anybody listens to batches at all."""
-        return any(own.wants_batches or own.add for own in self._subscriptions) or any(
-            listener.wants_batches for listener in list(self._listeners)
-        )
+        return self._is_read or any(own.wants_batches or own.add for own in self._subscriptions)
 
     def next_wanted(self, stream: str, train: bool, after: int) -> float:
         """The first step after `after` whose batch somebody is to have: -1 for each batch, inf for none.
 
         Hooks with a cadence in seconds are not asked: their clocks are. Called from the model thread.
         """
-        if any(listener.wants_batches for listener in list(self._listeners)):
+        if self._is_read:
             return -1
         return min((own.next_wanted(stream, train, after) for own in self._subscriptions), default=math.inf)
 
@@ -408,10 +410,12 @@ class EventBus:
                     due = [event for event in events if own.due(event.stream, event.train, event.step, event.timed)]
                     if due:
                         self._deliver(own, due, n_bytes)
-        for listener in list(self._listeners):
-            if listener.wants_batches:
-                for event in events:
-                    listener.offer(event)
+        readers = [listener for listener in list(self._listeners) if listener.wants_batches]
+        for listener in readers:
+            for event in events:
+                listener.offer(event)
+        if self._is_read and not readers:
+            self._is_read, self.audience.changed = False, True
 
     def _deliver(self, own: Subscription, events: Sequence[AfterBatch], n_bytes: int) -> None:
         if own.variables is not None:

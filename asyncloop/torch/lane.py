@@ -58,7 +58,9 @@ class Lane:
 
     def take(self, batch: Batch) -> dict[str, Any]:
         """The sources on the device, ready for work launched from now on."""
-        staged = cast("_Staged | None", batch.take()) if isinstance(batch, RunBatch) else None
+        staged: _Staged | Exception | None = batch.take() if isinstance(batch, RunBatch) else None
+        if isinstance(staged, Exception):
+            raise staged
         if staged is None:
             if self._stream is None:
                 return self._moved(batch)

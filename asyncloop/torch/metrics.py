@@ -205,4 +205,6 @@ def _on(state: Any, device: torch.device) -> Any:
 def _host(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _host(part) for name, part in value.items()}
+    if isinstance(value, tuple | list):
+        return [_host(part) for part in value]
     return (value.item() if value.ndim == 0 else value.tolist()) if isinstance(value, Tensor) else value

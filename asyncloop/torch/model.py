@@ -15,9 +15,11 @@ from typing import Annotated, Any, Literal, cast
 import torch
 from pydantic import Discriminator, Tag
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from asyncloop.batch import Batch, n_examples_of
 from asyncloop.errors import ConfigError, ModelError
+from asyncloop.model import Skipped
 from asyncloop.nested import Nested, is_nested
 from asyncloop.torch.arguments import listed, matching, of_kind
 from asyncloop.torch.averaging import EMA, Average
@@ -26,7 +28,7 @@ from asyncloop.torch.lane import Lane
 from asyncloop.torch.losses import LOSS_KEYS, Losses, called, looked_up
 from asyncloop.torch.metrics import METRIC_KEYS, PassMetrics
 from asyncloop.torch.microbatches import Part, detached, number_of, pieces, whole
-from asyncloop.torch.numerics import NOTHING, Numerics, Precision
+from asyncloop.torch.numerics import NOTHING, Numerics, Precision, is_out_of_memory
 from asyncloop.torch.parallel import Parallel, Spread, stated
 from asyncloop.torch.pretrained import Pretrained, load_pretrained
 from asyncloop.torch.profiling import Profile, Profiler
@@ -75,7 +77,8 @@ class TorchModel:
     * `outputs`: names for what it returns, in order; a mapping brings its own names, which losses may use if they are here.
     * `loss`: a table (or several by name) with `inputs`, outputs or sources by name, and `weight`; text: that output is it.
     * `optimizer`: with `groups = [{ match = "*.bias", weight_decay = 0 }]`. Without one the model only evaluates.
-    * `schedule`: `kind` (see Schedule), or a scheduler of torch's own by `class`, stepped with each update.
+    * `schedule`: `kind` (see Schedule), or a scheduler of torch's own by `class` (or the scheduler, or a function of the
+      optimizer that makes one), stepped with each update.
     * `metrics`: torchmetrics by `class`, several by name; over each pass, in the epoch's data.
     * `precision`: fp32, tf32, bf16, fp16 (see Numerics). `microbatches`: parts of a batch, one after the other, for one update.
     * `clip`, `ema`, `stages`, `freeze`, `weights`: see Clip, EMA, Stage, Pretrained. `freeze`: patterns of parameters.
@@ -168,6 +171,8 @@ class TorchModel:
         self._cuda_graphs = cuda_graphs or (self.device.type == "cuda" and captures(compile))
         self._kept = self._storages()
         """Where the memory of weights and buffers begins, which later steps write into."""
+        self._scalars = {"loss", *([] if self.losses is None else self.losses.by_name), *self.training_output_names}
+        """Outputs that are known to be scalars; used and kept up to date with on_oom = "skip" only."""
         self._trains = True
         self._modes: list[tuple[nn.Module, bool]] = []
         self.ahead = (0 if self.device.type == "cpu" else _AHEAD) if ahead is None else ahead
@@ -234,21 +239,24 @@ class TorchModel:
 
     def run(self, batch: Batch, *, train: bool, stream: str) -> Mapping[str, Any]:
         """One step: outputs, for `train=True` after one update. Thread: the model's."""
-        sources = self._lane.take(batch)
+        sources: dict[str, Any] = {}
+        n_before = 0 if self.updates is None else self.updates.n_updates
         try:
+            sources = self._lane.take(batch)
             if self._is_bare:
                 return self._train(sources, batch, stream) if train else self._evaluate(sources, batch, stream)
             with self._numerics.settings(), self._profiled(train):
                 return self._train(sources, batch, stream) if train else self._evaluate(sources, batch, stream)
-        except torch.OutOfMemoryError as error:
-            told = self._told_of_memory(error, batch, sources, train, stream)
-            if self._on_oom == "error" or not train:
-                raise torch.OutOfMemoryError(told) from None
-            logger.warning("%s; the step is skipped", told)
-            if self.updates is not None:
-                self.updates.skip()
-            return {**dict.fromkeys(self.output_names, _no_value), "out_of_memory": 1.0}
         except RuntimeError as error:
+            if is_out_of_memory(error):
+                told = self._told_of_memory(error, batch, sources, train, stream)
+                updates = self.updates if train and self._on_oom == "skip" else None
+                if (
+                    updates is None or updates.n_updates != n_before
+                ):  # an update that was made cannot be skipped any more
+                    raise torch.OutOfMemoryError(told) from None
+                logger.warning("%s; the step is skipped", told)
+                return self._skipped(updates)
             if self.world is not None and self.world.is_of_others(error):
                 raise self.world.gone(error) from None
             for words, hint in _HINTS.items():
@@ -274,29 +282,48 @@ class TorchModel:
         if self._stages is not None:
             self._active = self._stages.enter(updates.n_updates)
         rate = updates.prepare()
+        gathered: list[dict[str, Any]] = []
+        weight = 1.0
         if self._microbatches == 1 and self.world is None:
-            outputs = whole([(1.0, self._passed(updates, sources, 1.0, 1.0, stream))])
+            outputs = whole([(1.0, self._passed(updates, sources, 1.0, stream, gathered))])
         else:
-            outputs = self._passed_in_parts(updates, sources, batch, stream)
+            weight = self._spread.weight_of(batch)
+            outputs = self._passed_in_parts(updates, sources, batch, weight, stream, gathered)
         for name, value in updates.update().items():
             outputs[name] = number_of(value)
         if self.average is not None:
             self.average.follow(updates.n_updates)
+        if self.metrics is not None:
+            for values in gathered:
+                self.metrics.update((stream, True), values, counts=bool(weight))
+        outputs["lr"] = rate
         if self._on_oom == "skip":
             outputs["out_of_memory"] = 0.0
-        outputs["lr"] = rate
+            self._scalars.update(name for name, value in outputs.items() if not callable(value))
         return outputs
 
+    def _skipped(self, updates: Updates) -> Skipped:
+        """Outputs of a step that ran out of memory: as many as usual, without a value."""
+        rate = updates.prepare()
+        updates.skip()
+        values = {name: math.nan if name in self._scalars else _no_value for name in self.output_names}
+        return Skipped({**values, "lr": rate, "out_of_memory": 1.0})
+
     def _passed_in_parts(
-        self, updates: Updates, sources: Mapping[str, Any], batch: Batch, stream: str
+        self,
+        updates: Updates,
+        sources: Mapping[str, Any],
+        batch: Batch,
+        weight: float,
+        stream: str,
+        gathered: list[dict[str, Any]],
     ) -> dict[str, Any]:
         """Forward and backward, part by part or as one of several processes; outputs as of the whole batch."""
-        weight = self._spread.weight_of(batch)
         cut = self._microbatches_of(sources, batch, stream)
         parts: list[Part] = []
         for number, (share, part) in enumerate(cut):
             with self._spread.gathering(last=number == len(cut) - 1):
-                outputs = self._passed(updates, part, share, weight, stream)
+                outputs = self._passed(updates, part, share * weight, stream, gathered if share else [])
             if share:
                 parts.append((share, outputs))
         if self.losses is not None:
@@ -304,17 +331,20 @@ class TorchModel:
         return whole(parts)
 
     def _passed(
-        self, updates: Updates, sources: Mapping[str, Any], share: float, weight: float, stream: str
+        self, updates: Updates, sources: Mapping[str, Any], share: float, stream: str, gathered: list[dict[str, Any]]
     ) -> dict[str, Any]:
-        """Forward and backward of a part of the batch, which may have a share of none of it; outputs, scalars as numbers."""
+        """Forward and backward of a part of the batch, by its `share` of the gradients; outputs, scalars as numbers.
+
+        What metrics look at when the step is made is `gathered`.
+        """
         outputs = self._computed(sources, train=True, stream=stream)
-        updates.backward(_loss_in(outputs, share * weight))
+        updates.backward(_loss_in(outputs, share))
         if self.metrics is None and self._active is None:
             return self._told(outputs)
         outputs = {name: detached(value, self._cuda_graphs, self._kept) for name, value in outputs.items()}
         values = {**sources, **outputs}
-        if self.metrics is not None and share:
-            self.metrics.update((stream, True), values, counts=bool(weight))
+        if self.metrics is not None:
+            gathered.append(values)
         return {**self._idle_losses(values), **self._told(outputs)}
 
     def _evaluate(self, sources: Mapping[str, Any], batch: Batch, stream: str) -> dict[str, Any]:
@@ -371,7 +401,7 @@ class TorchModel:
             return number_of(self.losses.alone(name, values))
 
     def _told_of_memory(
-        self, error: torch.OutOfMemoryError, batch: Batch, sources: dict[str, Any], train: bool, stream: str
+        self, error: RuntimeError, batch: Batch, sources: dict[str, Any], train: bool, stream: str
     ) -> str:
         """What ran out of memory, in words; everything that the step held is let go."""
         step = f"step {self.updates.n_updates + 1}" if train and self.updates is not None else "an evaluation"
@@ -393,8 +423,13 @@ class TorchModel:
     # --- around steps -------------------------------------------------------------------------------------------
 
     def stage(self, batch: Batch) -> Any:
-        """Begin to copy a batch to the device, ahead of its step. Any thread."""
-        return self._lane.stage(batch)
+        """Begin to copy a batch to the device, ahead of its step, which is told if there is no memory for it. Any thread."""
+        try:
+            return self._lane.stage(batch)
+        except RuntimeError as error:
+            if is_out_of_memory(error):
+                return error
+            raise
 
     def eval(self) -> None:
         """Be ready for inference, also by `net(…)`: modules in eval mode, the average in the place of the weights."""
@@ -584,10 +619,12 @@ class TorchModel:
             if lonely:
                 raise ConfigError(f"{lonely[0]} means nothing without an optimizer")
             return None
-        if not (isinstance(schedule, Schedule | None) or is_nested(schedule)):
+        is_torchs = is_nested(schedule) or isinstance(schedule, LRScheduler) or callable(schedule)
+        if not (is_torchs or isinstance(schedule, Schedule | None)):
             schedule = of_kind("schedule", Schedule, schedule)
         clip = None if clip is None else of_kind("clip", Clip, clip)
-        return Updates(self._parameters(), optimizer, schedule=schedule, clip=clip, scaler=self._numerics.scaler)
+        given = cast(Any, schedule)
+        return Updates(self._parameters(), optimizer, schedule=given, clip=clip, scaler=self._numerics.scaler)
 
     def _staged(self, stages: Sequence[Any]) -> Stages | None:
         if not stages:

@@ -9,12 +9,17 @@ from typing import Any, Literal
 
 import torch
 
-__all__ = ["NOTHING", "Numerics", "Precision"]
+__all__ = ["NOTHING", "Numerics", "Precision", "is_out_of_memory"]
 
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 
 NOTHING: AbstractContextManager[Any] = nullcontext()
 """Around what needs nothing around it; one for all, for to make one costs as much as to enter it."""
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether a device has no memory left, or the host, whose allocator has no error of its own."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate memory" in str(error)
 
 
 class Numerics:

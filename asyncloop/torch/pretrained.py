@@ -54,9 +54,10 @@ def load_pretrained(module: nn.Module, given: Pretrained) -> None:
     refused = [text for name, text in wrong.items() if not any(matches(each, name) for each in given.allow)]
     if refused:
         more = f"; and {len(refused) - 8} more" if len(refused) > 8 else ""
-        raise ConfigError(
-            f"weights: {given.file} does not fit: {'; '.join(refused[:8])}{more}; `allow` lets names differ"
-        )
+        hint = "`allow` lets names differ"
+        if not found.keys() & there.keys():
+            hint = f"not one name is the module's, such as {next(iter(there))!r}; `strip` takes prefixes off the file's"
+        raise ConfigError(f"weights: {given.file} does not fit: {'; '.join(refused[:8])}{more}; {hint}")
     taken = {name: found[name] for name in there if name in found and name not in wrong}
     module.load_state_dict(taken, strict=False)
     if wrong:
@@ -86,6 +87,8 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _stripped(found: dict[str, Tensor], strip: Sequence[str], there: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    if not any("._orig_mod." in name for name in there):  # of submodules that were compiled
+        found = {name.replace("._orig_mod.", "."): each for name, each in found.items()}
     for prefix in strip:
         found = {name.removeprefix(prefix): each for name, each in found.items()}
     while not found.keys() & there.keys():

@@ -32,9 +32,13 @@ class Stages:
         self._stages, self._parameters = stages, parameters
         self._now = -1
         ends = [stage.until for stage in stages]
-        if any(end is None for end in ends[:-1]) or ends[:-1] != sorted(each or 0 for each in ends[:-1]):
+        given = [end for end in ends if end is not None]
+        if None in ends[:-1] or given != sorted(set(given)):
             raise ConfigError("stages: each but the last needs `until`, and each a later one than the one before")
         for n, stage in enumerate(stages):
+            for what, names in (("losses", stage.losses), ("train", stage.train)):
+                if names is not None and not names:
+                    raise ConfigError(f"stages: stage {n} has no {what}; leave `{what}` out for all of them")
             unknown = [name for name in stage.losses or () if name not in losses]
             if unknown:
                 raise ConfigError(f"stages: stage {n} wants the loss {unknown[0]!r}; there are {', '.join(losses)}")

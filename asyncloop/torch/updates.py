@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LRScheduler
 
 from asyncloop.errors import ConfigError
 from asyncloop.nested import is_nested, named
@@ -56,7 +57,7 @@ class Updates:
         parameters: Mapping[str, nn.Parameter],
         optimizer: Any,
         *,
-        schedule: Schedule | Mapping[str, Any] | None,
+        schedule: Schedule | Mapping[str, Any] | LRScheduler | Callable[[torch.optim.Optimizer], LRScheduler] | None,
         clip: Clip | None,
         scaler: torch.amp.GradScaler | None,
     ) -> None:
@@ -115,6 +116,8 @@ class Updates:
             if self._scaler is not None:
                 self._scaler.unscale_(self.optimizer)
             told = self._clipped(self.clip)
+            if self._scaler is not None and "grad_norm" in told:  # of gradients that overflowed, which the scaler skips
+                told["grad_norm"] = torch.nan_to_num(told["grad_norm"], nan=0.0, posinf=0.0)
         if self._scaler is None:
             self.optimizer.step()
         else:
@@ -313,7 +316,13 @@ def _may_be_fused(cls: str, parameters: Mapping[str, nn.Parameter]) -> bool:
     return on_gpu and cls in ("torch.optim:Adam", "torch.optim:AdamW", "torch.optim:SGD", "torch.optim:Adagrad")
 
 
-def _torchs(table: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> Any:
+def _torchs(table: Any, optimizer: torch.optim.Optimizer) -> Any:
+    if not isinstance(table, Mapping) and callable(table):
+        table = table(optimizer)
+    if isinstance(table, LRScheduler):
+        if table.optimizer is not optimizer:
+            raise ConfigError("schedule: the scheduler is of another optimizer than the model's")
+        return table
     if not is_nested(table):
         raise ConfigError("schedule: a table with `kind`, or with the `class` of a scheduler of torch's own")
     if named(table["class"]) is torch.optim.lr_scheduler.ReduceLROnPlateau:

@@ -8,7 +8,7 @@ from functools import cache
 
 from bench.digits import BATCH_SIZE, Network, digits_job
 from bench.harness import Goal, Metric, Plan, Reading, Row, Scenario, WrongResult, check, reading_of, row
-from bench.job import Job
+from bench.job import Job, Outcome
 from bench.scenarios.goals import buffer_goals, goals_of_main_rows
 from bench.systems import System, named
 from bench.systems.asyncloop import ASYNCLOOPS, MAIN
@@ -105,32 +105,34 @@ def _rows(n: int, network: Network, systems: Sequence[System], hookless: Sequenc
         names += [(without_hooks(system), system.family) for system in hookless]
         return [Row(name, family, dict[str, float], name == "bare loop", note) for name, family in names]
     job = digits_job(n, network)
-    weights = cache(lambda: PlainLoop().run(job).weights)
-    bare_loop = beside_the_bare_loop(PlainLoop(), job, weights)
+    expected = cache(lambda: PlainLoop().run(job))
+    bare_loop = beside_the_bare_loop(PlainLoop(), job, expected)
     bare = Row("bare loop", "plain", bare_loop, reference=True, notes={"batches": n})
-    with_hooks = [row(system, beside_the_bare_loop(system, job, weights), batches=n) for system in systems]
-    job = replace(job, hooks=())
+    with_hooks = [row(system, beside_the_bare_loop(system, job, expected), batches=n) for system in systems]
+    quiet = replace(job, hooks=())
     without = [
-        replace(row(system, beside_the_bare_loop(system, job, weights), batches=n), name=without_hooks(system))
+        replace(row(system, beside_the_bare_loop(system, quiet, expected), batches=n), name=without_hooks(system))
         for system in hookless
     ]
     return [bare, *with_hooks, *without]
 
 
-def beside_the_bare_loop(system: System, job: Job, weights: Callable[[], str]) -> Callable[[], Reading]:
+def beside_the_bare_loop(system: System, job: Job, bare_loops: Callable[[], Outcome]) -> Callable[[], Reading]:
     """Measures a system between two short runs of the bare loop, which drifts by more than a good loop costs.
 
-    `weights` gives the digest of the bare loop's final weights.
+    `bare_loops`: what came of the bare loop. Weights must be the same bit by bit, and so must the hooks' means.
     """
     bare, half = PlainLoop(), replace(job, batches=job.batches[: job.n // 2])
 
     def measure() -> Reading:
-        expected, before = weights(), bare.run(half).seconds
+        expected, before = bare_loops(), bare.run(half).seconds
         outcome = system.run(job)
         after = bare.run(half).seconds
         check(job, outcome)
-        if outcome.weights != expected:
+        if outcome.weights != expected.weights:
             raise WrongResult("the final weights are not those of the bare loop")
+        if job.hooks and outcome.told != expected.told:
+            raise WrongResult(f"the hooks came to {outcome.told}, those of the bare loop to {expected.told}")
         return {**reading_of(job, outcome), "bare_s": (before + after) / 2 / half.n}
 
     return measure

@@ -93,7 +93,7 @@ def _in_memory(main: str) -> Goal:
 
 def _ratios() -> list[Goal]:
     """How many times asyncloop's time per batch the others take (the whole time, not what is above the plain loop)."""
-    against = [("Lightning + DataLoader(0)", 30, 100), ("SPDL", 30, 100), ("naive asyncio", 15, 60)]
+    against = [("Lightning + DataLoader(0)", 30, 100), ("SPDL", 30, 100), ("naive uvloop", 15, 60)]
     return [_ratio(name, must, moonshot) for name, must, moonshot in against]
 
 

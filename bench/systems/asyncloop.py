@@ -55,7 +55,7 @@ class Asyncloop:
 
     async def _train(self, job: Job) -> Outcome:
         model = job.make_model()
-        watchers = [_watcher(work, job.hook_concurrency) for work in job.hooks]
+        watchers = [_watcher(work, job.hook_concurrency) for work in job.fresh_hooks()]
         with _checkpoints(job.saves, job.n) as (savers, output_dir):
             engine = Engine(
                 model,
@@ -101,6 +101,10 @@ class _Watcher(Hook):
     def __init__(self) -> None:
         self.seen: list[Any] = []
 
+    @property
+    def n_done(self) -> int:
+        return len(self.seen)
+
     async def after_batch(self, event: AfterBatch) -> None:
         self.seen.append(event.inputs["id"])
 
@@ -108,11 +112,12 @@ class _Watcher(Hook):
 class _WorkingWatcher(Hook):
     def __init__(self, work: HookWork, concurrency: int) -> None:
         self.seen: list[Any] = []
-        self.work, self.concurrency = work, concurrency
+        self.work, self.concurrency, self.n_done = work, concurrency, 0
 
     async def after_batch(self, event: AfterBatch) -> None:
         self.seen.append(event.inputs["id"])
         await self.work.waiting(event.inputs, event.outputs)
+        self.n_done += 1
 
 
 def _watcher(work: HookWork | None, concurrency: int) -> _Watcher | _WorkingWatcher:

@@ -44,16 +44,17 @@ class Naive:
 class _AsyncHook:
     def __init__(self, work: HookWork | None) -> None:
         self.seen: list[object] = []
-        self.work = work
+        self.work, self.n_done = work, 0
 
     async def after_batch(self, batch: Batch, outputs: object) -> None:
         self.seen.append(batch["id"])
         if self.work is not None:
             await self.work.waiting(batch, outputs)  # pyright: ignore[reportArgumentType]
+        self.n_done += 1
 
 
 async def _train(job: Job) -> Outcome:
-    model, hooks = job.make_model(), [_AsyncHook(work) for work in job.hooks]
+    model, hooks = job.make_model(), [_AsyncHook(work) for work in job.fresh_hooks()]
     ready: asyncio.Queue[Batch | None] = asyncio.Queue(8)
 
     async def produce() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ import pytest
 from bench import __main__ as program
 from bench.harness import Goal, Metric, Plan, Row, Scenario, Spread, WrongResult, run_scenario, timed
 from bench.harness import row as row_of
-from bench.job import Job, Outcome, make_batches
+from bench.job import Batch, Job, Outcome, make_batches
 from bench.report import as_json
 from bench.scenarios.digits import beside_the_bare_loop
 from bench.stages import NoOp
@@ -50,6 +50,7 @@ def second_hook_saw(change: Callable[[list[Any]], list[Any]]) -> Spoiled:
         (second_hook_saw(lambda seen: [*seen[:2], seen[3], seen[2], *seen[4:]]), "hook 1 saw batch 3 where 2 was due"),
         (Spoiled(lambda outcome: replace(outcome, seen=outcome.seen[:1])), "1 of 2 hooks said what they saw"),
         (Spoiled(lambda outcome: replace(outcome, n_runs=9)), "the model ran 9 times for 10 batches"),
+        (Spoiled(lambda outcome: replace(outcome, n_done=[10, 9])), "hook 1 was done with 9 of 10 batches"),
     ],
 )
 def test_a_system_that_loses_doubles_or_swaps_a_batch_is_found(system: Spoiled, words: str) -> None:
@@ -57,11 +58,32 @@ def test_a_system_that_loses_doubles_or_swaps_a_batch_is_found(system: Spoiled, 
         timed(system, JOB)()
 
 
-def test_a_system_that_ends_with_other_weights_is_found() -> None:
-    other_weights = Spoiled(lambda outcome: replace(outcome, weights="others"))
-    with pytest.raises(WrongResult, match="final weights"):
-        beside_the_bare_loop(other_weights, JOB, lambda: "")()
-    beside_the_bare_loop(PlainLoop(), JOB, lambda: "")()
+class Summing:
+    """A hook that comes to something."""
+
+    def __init__(self) -> None:
+        self.total = 0
+
+    def blocking(self, batch: Batch, outputs: Mapping[str, Any]) -> None:
+        self.total += int(batch["id"][0])
+
+    async def waiting(self, batch: Batch, outputs: Mapping[str, Any]) -> None:
+        self.blocking(batch, outputs)
+
+    def told(self) -> object:
+        return self.total
+
+
+def test_a_system_that_ends_with_other_weights_or_whose_hooks_were_told_other_things_is_found() -> None:
+    job = replace(JOB, hooks=[Summing()])
+    expected = PlainLoop().run(job)
+    assert expected.told == [45]
+    for change, words in (({"weights": "others"}, "final weights"), ({"told": [44]}, r"hooks came to \[44\]")):
+        spoiled = Spoiled(lambda outcome, change=change: replace(outcome, **change))
+        with pytest.raises(WrongResult, match=words):
+            beside_the_bare_loop(spoiled, job, lambda: expected)()
+    for _ in range(2):  # with hooks that have heard of nothing yet
+        beside_the_bare_loop(PlainLoop(), job, lambda: expected)()
 
 
 SECONDS = Metric("time", "s", lambda one, name: one[name]["s"])
@@ -196,7 +218,10 @@ def test_whoever_is_ahead_of_us_is_named() -> None:
         replace(scripted("slower", [3.5]), family="theirs"),
         scripted("floor", [0], reference=True),
     ]
-    assert run_scenario(Scenario("race", "", rows, [SECONDS]), n_rounds=1).ahead == ["fastest", "faster"]
+    assert run_scenario(Scenario("race", "", rows, [SECONDS]), n_rounds=1).ahead == {
+        "asyncloop uvloop": ["fastest", "faster"],
+        "asyncloop asyncio": ["fastest", "faster", "slower"],
+    }
 
 
 @pytest.fixture
@@ -220,11 +245,37 @@ def test_the_exit_code_tells_of_invalid_rows_and_with_check_of_missed_goals(
     one_scenario([scripted("mine", [2, 2])], [goal])
     assert program.main(arguments) == 0
     assert program.main([*arguments, "--check"]) == 1
-    assert json.loads((tmp_path / "only.json").read_text())["goals"][0]["must_reached"] is False
+    assert json.loads((tmp_path / "only.part.json").read_text())["goals"][0]["must_reached"] is False
+    assert not (tmp_path / "only.json").exists()
+    one_scenario([scripted("mine", [1])], [replace(goal, value=lambda one: one["theirs"]["s"])])
+    assert program.main([*arguments, "--check"]) == 1
+    assert "not judged, because a row is missing: 1 musts" in capsys.readouterr().out
     one_scenario([scripted("mine", [])], [])
     assert program.main(arguments) == 1
     assert "INVALID: mine" in capsys.readouterr().out
     assert program.main(["no-such"]) == 2 == program.main(["--systems", "no-such"])
+    with pytest.raises(SystemExit, match="2"):
+        program.main(["--rounds", "0"])
+
+
+def test_what_was_measured_before_a_ctrl_c_is_told(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted() -> dict[str, float]:
+        raise KeyboardInterrupt
+
+    goal = Goal("fast", lambda one: one["mine"]["s"], "s", must=3)
+    scenarios = {
+        "first": Scenario("first", "", [scripted("mine", [2] * 5)], [SECONDS], [goal]),
+        "second": Scenario("second", "", [Row("mine", "ours", interrupted)], [SECONDS]),
+    }
+    built = {name: lambda plan, found=found: found for name, found in scenarios.items()}
+    monkeypatch.setattr(program, "scenarios", lambda: built)
+    assert program.main(["--results", str(tmp_path)]) == 130
+    shown = capsys.readouterr().out
+    assert "interrupted in second" in shown
+    assert "1 of 1 musts reached" in shown
+    assert [path.name for path in tmp_path.iterdir()] == ["first.json"]
 
 
 def test_a_scenario_that_says_how_many_rounds_it_takes_gets_so_many_unless_one_is_told_otherwise(
@@ -234,7 +285,8 @@ def test_a_scenario_that_says_how_many_rounds_it_takes_gets_so_many_unless_one_i
         rows = [scripted("mine", [1] * 9)]
         monkeypatch.setattr(program, "scenarios", lambda: {"long": lambda plan: replace(scenario, rows=rows)})
         program.main([*arguments, "--results", str(tmp_path)])
-        return json.loads(next(tmp_path.iterdir()).read_text())["rounds"]
+        newest = max(tmp_path.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+        return json.loads(newest.read_text())["rounds"]
 
     scenario = Scenario("long", "", [], [SECONDS], n_rounds=1)
     assert n_rounds() == 1

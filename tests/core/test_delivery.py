@@ -147,10 +147,10 @@ async def test_a_batch_that_nobody_is_to_have_yet_is_not_posted(monkeypatch: pyt
     assert posted == [30, 60, 90]  # the last one is looked up when the run ends
 
 
-@pytest.mark.parametrize("listens", ["hook", "iterator"])
+@pytest.mark.parametrize("listens", ["hook", "variables", "clock", "iterator", "before"])
 async def test_who_comes_in_the_middle_of_a_run_hears_of_every_batch_from_then_on(listens: str) -> None:
     n = 300
-    run = engine(n=n, model=Counting(lambda n, train: time.sleep(1e-3)))
+    run = engine(n=n, model=Counting(lambda n, train: time.sleep(1e-3) or {"lazy": lambda: n}))
     seen: list[int] = []
 
     def listen(event: AfterBatch) -> None:
@@ -165,6 +165,12 @@ async def test_who_comes_in_the_middle_of_a_run_hears_of_every_batch_from_then_o
         async def join(event: AfterBatch) -> None:
             if listens == "hook":
                 run.bus.subscribe(AfterBatch, listen)
+            elif listens == "variables":
+                run.bus.subscribe(AfterBatch, listen, variables=["lazy"])
+            elif listens == "clock":
+                run.bus.subscribe(AfterBatch, listen, every="0.0001 s")
+            elif listens == "before":
+                run.bus.subscribe(BeforeBatch, lambda event: seen.append(event.step + 1))
             else:
                 tasks.start_soon(iterate, run.bus.events(AfterBatch))
 

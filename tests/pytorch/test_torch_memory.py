@@ -130,12 +130,84 @@ async def test_hooks_that_name_outputs_live_through_a_step_that_is_skipped(tmp_p
         model, Data(4), hooks, epochs=1, skip_zeroth_epoch=True, on_unused_sources="ignore", output_dir=tmp_path
     )
     engine.bus.subscribe(
-        AfterBatch, lambda event: told.append(float(event.outputs["lr"])), variables=["loss", "lr", "output"]
+        AfterBatch, lambda event: told.append(float(event.outputs["loss"])), variables=["loss", "lr", "output"]
     )
     data = (await engine.train()).metrics["train"]
     assert [math.isnan(rate) for rate in told] == [False, True, False, False]
     assert data["loss"]["nanfraction"] == 0.25
     assert math.isfinite(data["loss"]["mean"])
+
+
+@on_asyncio
+async def test_hooks_that_name_nothing_find_scalars_without_a_value_which_count_in_no_mean() -> None:
+    told: list[tuple[bool, float]] = []
+    model = a_model(module=Short(2), on_oom="skip", schedule=Schedule("linear", until=5))
+    engine = Engine(model, Data(4), epochs=1, skip_zeroth_epoch=True, on_unused_sources="ignore")
+
+    async def note(event: AfterBatch) -> None:
+        told.append((math.isnan(event.outputs["loss"]), event.outputs["lr"]))
+
+    engine.bus.subscribe(AfterBatch, note)
+    data = (await engine.train()).metrics["train"]
+    assert told == [(n == 1, pytest.approx(1e-2 * Schedule("linear", until=5).factor_at(n))) for n in range(4)]
+    assert math.isfinite(data["loss"])
+
+
+@on_asyncio
+async def test_nothing_of_a_skipped_step_is_in_the_metrics() -> None:
+    confusion = {"class": "torchmetrics.classification:MulticlassConfusionMatrix", "num_classes": 4}
+    model = a_model(module=Short(4), on_oom="skip", microbatches=2, metrics=confusion)
+    data = (await train(model, Data(5))).metrics["train"]
+    assert np.sum(data["metric"]) == 4 * 16, (
+        "the second half of the second step has failed, so its first counts for nothing"
+    )
+
+
+@on_asyncio
+async def test_memory_that_runs_out_behind_the_update_ends_the_run_for_the_step_is_made() -> None:
+    model = a_model(on_oom="skip", ema=EMA(0.5))
+    average: Any = model.average
+    follow = average.follow
+
+    def greedy(n_updates: int) -> None:
+        if n_updates == 2:
+            raise torch.OutOfMemoryError("no room for a moment")
+        follow(n_updates)
+
+    average.follow = greedy
+    with pytest.raises(torch.OutOfMemoryError, match="no room for a moment"):
+        await train(model, Data(4))
+
+
+@on_asyncio
+@pytest.mark.parametrize("ahead", [0, 2])
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("tried to allocate 20 GiB"),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory: you tried …"),
+    ],
+    ids=["device", "host"],
+)
+async def test_a_batch_that_has_no_room_on_the_device_is_told_and_skipped(
+    error: RuntimeError, ahead: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    model = a_model(on_oom="skip", ahead=ahead)
+    lane: Any = model._lane  # pyright: ignore[reportPrivateUsage]
+    moved, n = lane._moved, 0
+
+    def move(batch: Any) -> Any:
+        nonlocal n
+        n += 1
+        if n == 2:
+            raise error
+        return moved(batch)
+
+    lane._moved = move
+    with caplog.at_level(logging.WARNING, "asyncloop"):
+        result = await train(model, Data(4))
+    assert result.metrics["train"]["out_of_memory"] == 0.25
+    assert "out of memory in step 2 on stream 'train' (x (16, 12)" in caplog.text
 
 
 @on_asyncio

@@ -167,6 +167,15 @@ async def test_a_metric_without_a_state_begins_anew_when_a_run_goes_on() -> None
     a_model(metrics={"right": Counted()}).load_state_dict(model.state_dict())
 
 
+def test_a_curve_is_lists_of_numbers() -> None:
+    model = a_model(metrics={"class": "torchmetrics.classification:MulticlassROC", "num_classes": 4, "thresholds": 3})
+    model.begin_stream("valid", train=False)
+    model.run(Data(1).batches[0], train=False, stream="valid")
+    curves = model.end_stream("valid", train=False)["metric"]
+    assert [np.shape(part) for part in curves] == [(4, 3), (4, 3), (3,)]
+    assert not any(isinstance(part, torch.Tensor) for part in curves)
+
+
 def test_a_metric_may_take_sources_by_name() -> None:
     model = a_model(metrics={"mean": {"class": "torchmetrics:MeanMetric", "inputs": ["id"]}})
     assert "id" in model.input_names

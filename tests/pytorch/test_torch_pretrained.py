@@ -50,6 +50,20 @@ def test_weights_are_found_whatever_wrapper_they_were_saved_in(kind: str, prefix
     assert same_bits(model.module.state_dict(), weights())
 
 
+def test_submodules_that_were_compiled_are_found(tmp_path: Path) -> None:
+    inside = {name.replace("body.", "body._orig_mod."): value for name, value in weights().items()}
+    save_file(inside, tmp_path / "w.safetensors")
+    assert same_bits(a_model(weights=str(tmp_path / "w.safetensors")).module.state_dict(), weights())
+
+
+def test_names_of_which_none_fits_are_told_how_to_strip_a_prefix(tmp_path: Path) -> None:
+    save_file(weights("encoder.net."), tmp_path / "w.safetensors")
+    with pytest.raises(
+        ConfigError, match="not one name is the module's, such as 'body.0.weight'; `strip` takes prefixes"
+    ):
+        a_model(weights=str(tmp_path / "w.safetensors"))
+
+
 def test_a_prefix_of_ones_own_is_stripped_when_it_is_named(tmp_path: Path) -> None:
     saved = {**weights("encoder.net."), "temperature": torch.ones(1)}
     save_file(saved, tmp_path / "w.safetensors")

@@ -11,6 +11,7 @@ from torch_parts import ADAM, Data, Net, a_model, on_asyncio, train
 
 from asyncloop import AfterBatch, AfterEvaluation, ConfigError, Engine, Hook
 from asyncloop.hooks import ComputeStats
+from asyncloop.states import copy_state
 from asyncloop.torch import Schedule, TorchModel
 from asyncloop.torch.schedules import Plateau
 
@@ -179,6 +180,38 @@ async def test_an_evaluation_of_other_streams_is_none_of_a_plateaus_business() -
 
 
 # --- PyTorch's own ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("as_function", [False, True])
+def test_a_scheduler_may_be_given_as_it_is_or_as_a_function_of_the_optimizer(as_function: bool) -> None:
+    net = Net()
+    optimizer = torch.optim.AdamW(net.parameters(), lr=1e-2)
+
+    def make(own: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+        parts = [torch.optim.lr_scheduler.StepLR(own, 1), torch.optim.lr_scheduler.ConstantLR(own, 0.5, 9)]
+        return torch.optim.lr_scheduler.SequentialLR(own, parts, [2])
+
+    def model_of(optimizer: Any) -> Any:
+        return a_model(module=net, optimizer=optimizer, schedule=make if as_function else make(optimizer))
+
+    def rates(model: Any, n: int) -> list[float]:
+        return [model.run(Data(1).batches[0], train=True, stream="train")["lr"] for _ in range(n)]
+
+    model = model_of(optimizer)
+    expected = [1e-2, 1e-3, 5e-3, 5e-3]
+    assert rates(model, 4) == pytest.approx(expected)
+    state = model_of(torch.optim.AdamW(net.parameters(), lr=1e-2))
+    rates(state, 2)
+    saved = copy_state(state.state_dict())
+    resumed = model_of(torch.optim.AdamW(net.parameters(), lr=1e-2))
+    resumed.load_state_dict(saved)
+    assert rates(resumed, 2) == pytest.approx(expected[2:])
+
+
+def test_a_scheduler_of_another_optimizer_is_refused() -> None:
+    other = torch.optim.lr_scheduler.StepLR(torch.optim.SGD(Net().parameters(), lr=1.0), 1)
+    with pytest.raises(ConfigError, match="of another optimizer than the model's"):
+        a_model(schedule=other)
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,10 @@ def test_an_evaluation_has_all_losses_in_every_stage() -> None:
     [
         ([{"train": ["head"]}, {}], "each but the last needs `until`"),
         ([{"until": 5}, {"until": 3}, {}], "a later one than the one before"),
+        ([{"until": 5}, {"until": 3}], "a later one than the one before"),
+        ([{"until": 5}, {"until": 5}, {}], "a later one than the one before"),
+        ([{"until": 5, "losses": []}, {}], "stage 0 has no losses; leave `losses` out for all of them"),
+        ([{"until": 5}, {"train": []}], "stage 1 has no train"),
         ([{"until": 2, "train": ["heads"]}, {}], r"stage 0: the pattern 'heads' matches no name; did you mean 'head"),
         ([{"until": 2, "losses": ["lost"]}, {}], "stage 0 wants the loss 'lost'; there are loss"),
         ([{"until": "2 epochs"}, {}], "counted in steps"),
