@@ -8,6 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -21,7 +22,7 @@ from asyncloop.batch import Batch, n_examples_of
 from asyncloop.errors import ConfigError, ModelError
 from asyncloop.model import Skipped
 from asyncloop.nested import Nested, is_nested
-from asyncloop.torch.arguments import listed, matching, of_kind
+from asyncloop.torch.arguments import close_to, listed, matching, of_kind
 from asyncloop.torch.averaging import EMA, Average
 from asyncloop.torch.building import captures, compiled, device_named, dtype_of, module_of, pretrained_of
 from asyncloop.torch.lane import Lane
@@ -154,6 +155,7 @@ class TorchModel:
         self._refuse_alone_only(precision)
         self.metrics = None if metrics is None else PassMetrics(metrics, self.device)
         self._refuse_taken_names()
+        self._warn_of_slips()
         self._numerics = Numerics(precision, self.device, deterministic=deterministic, detect_anomaly=detect_anomaly)
         self.updates = self._updates(optimizer, schedule, clip)
         self.average = None if ema is None else Average(self.module, of_kind("ema", EMA, ema))
@@ -590,6 +592,17 @@ class TorchModel:
         problems += [f"metrics: {name!r} is the name of an output; take another" for name in metrics if name in taken]
         if problems:
             raise ConfigError(*problems)
+
+    def _warn_of_slips(self) -> None:
+        """What a loss or a metric takes and no output is called may be a source, which only the data can tell."""
+        given = self._given_names()
+        for name in self._looked_at():
+            if name not in given and "/" not in name and get_close_matches(name, given, 1, 0.8):
+                logger.warning(
+                    "a loss or a metric wants %r, which is no output, so it has to be a source%s",
+                    name,
+                    close_to(name, given),
+                )
 
     def _refuse_sums(self) -> None:
         """Parts of a batch are put together by the mean of their examples."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import pytest
@@ -150,3 +151,11 @@ def test_a_loss_is_in_eval_mode_in_an_evaluation_and_in_training_mode_again_afte
 def test_a_loss_that_is_none_is_refused_by_name(loss: Any, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         a_model(loss=loss)
+
+
+def test_an_input_that_is_nearly_an_output_is_told_before_any_data_is_there(caplog: pytest.LogCaptureFixture) -> None:
+    loss = {"class": "torch.nn:CrossEntropyLoss", "inputs": ["outptu", "label"]}
+    with caplog.at_level(logging.WARNING, "asyncloop"):
+        a_model(loss=loss)
+    assert "wants 'outptu', which is no output, so it has to be a source; did you mean 'output'?" in caplog.text
+    assert "'label'" not in caplog.text

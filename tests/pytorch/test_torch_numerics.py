@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 from torch_parts import Data, Net, a_model, on_asyncio, train
 
+from asyncloop.torch import Clip
 from asyncloop.torch.microbatches import number_of
 
 pytestmark = pytest.mark.anyio
@@ -142,3 +144,14 @@ async def test_a_step_whose_gradients_overflow_in_fp16_changes_nothing_and_lower
     assert torch.equal(model.module.head.weight, before)
     assert model.state_dict()["updates"]["scaler"]["scale"] == 2.0**15
     assert model.state_dict()["updates"]["n_updates"] == 1
+
+
+def test_the_norm_of_gradients_that_the_scaler_skips_is_no_number_that_stops_a_run() -> None:
+    class Steep(Net):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) * 1e4
+
+    model = a_model(module=Steep(), precision="fp16", clip=Clip(norm=1.0))
+    norms = [model.run(Data(1).batches[0], train=True, stream="train")["grad_norm"] for _ in range(3)]
+    assert all(math.isfinite(norm) for norm in norms)
+    assert 0.0 in norms
