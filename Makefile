@@ -31,7 +31,7 @@ format: $(VENV)/.test
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/.bench ## measure asyncloop beside the systems people use: tables, bench/results, docs/img (40 minutes)
+bench: $(VENV)/.bench ## measure asyncloop beside the systems people use: tables, bench/results, docs/img (35 minutes)
 	$(BIN)/python -m bench --charts docs/img
 
 bench-quick: $(VENV)/.demo ## a selection of it in two minutes, with the peers that are installed

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from bench.harness import Plan, Result, run_scenario
 from bench.report import console as terminal
-from bench.report import print_result, print_summary, progress_in, write_json
+from bench.report import missed_in, print_result, print_summary, progress_in, write_json
 from bench.scenarios import QUICK, scenarios
 from bench.systems.registry import all_systems, family_names, missing, quieten
 
@@ -34,6 +34,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if unknown := [name for name in options.systems if name not in family_names()]:
         console.print(f"no system {', '.join(unknown)}; there are {', '.join(family_names())}", style="red")
         return 2
+    if options.missed:
+        print(missed_in(options.results), end="")
+        return 0
     if options.list:
         _list(console)
         return 0
@@ -65,6 +68,9 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument("--results", type=Path, default=ROOT / "results", metavar="DIR", help="where the JSON goes")
     parser.add_argument("--charts", type=Path, metavar="DIR", help="draw charts of all results there are into DIR")
     parser.add_argument("--list", action="store_true", help="what there is, and what is not installed")
+    parser.add_argument(
+        "--missed", action="store_true", help="the musts that the results there are miss; measures nothing"
+    )
     parser.add_argument("--check", action="store_true", help="exit with 1 unless the must of each goal is reached")
     return parser
 

@@ -14,7 +14,16 @@ from rich.table import Table
 from bench.about import about
 from bench.harness import Measured, Result, Spread, Verdict
 
-__all__ = ["as_json", "console", "findings", "print_result", "print_summary", "progress_in", "write_json"]
+__all__ = [
+    "as_json",
+    "console",
+    "findings",
+    "missed_in",
+    "print_result",
+    "print_summary",
+    "progress_in",
+    "write_json",
+]
 
 
 def console() -> Console:
@@ -183,6 +192,24 @@ def _goal_json(verdict: Verdict) -> dict[str, Any]:
 
 def _spread_json(spread: Spread) -> dict[str, Any]:
     return {"median": float(f"{spread.median:.6g}"), "values": [float(f"{value:.6g}") for value in spread.values]}
+
+
+def missed_in(folder: Path) -> str:
+    """The musts that results in a folder miss, as a table in Markdown."""
+    lines = ["| scenario | goal | found | must | rounds, day, processor |", "| --- | --- | --- | --- | --- |"]
+    for path in sorted(folder.glob("*.json")):
+        found = json.loads(path.read_text())
+        if path.stem.partition(".")[2] or "goals" not in found:
+            continue
+        for goal in found["goals"]:
+            if goal["must_reached"] is False:
+                sign = "≤" if goal["better"] == "less" else "≥"
+                median, must = number(goal["found"]["median"]), number(goal["must"])
+                when = f"{found['rounds']}, {found['date'][:10]}, {found['cpu']}"
+                lines.append(
+                    f"| `{found['scenario']}` | {goal['name']} | {median} {goal['unit']} | {sign} {must} | {when} |"
+                )
+    return "\n".join(lines) + "\n"
 
 
 def write_json(result: Result, folder: Path, quick: bool, is_part: bool = False) -> Path:

@@ -57,12 +57,12 @@ QUICK_PEERS = ("thread + queue", "naive uvloop", "ignite", "DataLoader(0)", "SPD
 
 def mlp(plan: Plan) -> Scenario:
     """An MLP whose step takes one or two hundred microseconds, most of them spent letting go of the lock and taking it."""
-    return _digits(plan, "digits-mlp", "mlp", n=3000, must=1.20, moonshot=1.05)
+    return _digits(plan, "digits-mlp", "mlp", n=1500, must=1.20, moonshot=1.05)
 
 
 def cnn(plan: Plan) -> Scenario:
     """A CNN whose step takes a millisecond or two, most of them in native code."""
-    return _digits(plan, "digits-cnn", "cnn", n=500, must=1.03, moonshot=0.99)
+    return _digits(plan, "digits-cnn", "cnn", n=300, must=1.03, moonshot=0.99)
 
 
 def _digits(plan: Plan, name: str, network: Network, n: int, must: float, moonshot: float) -> Scenario:

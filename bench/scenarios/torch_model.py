@@ -18,12 +18,12 @@ BESIDE = (*MAIN, "ignite", "ignite + DataLoader(0)", "Lightning + DataLoader(0)"
 
 def mlp(plan: Plan) -> Scenario:
     """TorchModel with a step of one or two hundred microseconds: everything around the operators shows."""
-    return _on_digits("torch-mlp", "mlp", plan.n(3000), must=1.10, moonshot=1.05)
+    return _on_digits("torch-mlp", "mlp", plan.n(1500), must=1.10, moonshot=1.05)
 
 
 def cnn(plan: Plan) -> Scenario:
     """TorchModel with a step of a millisecond or two."""
-    return _on_digits("torch-cnn", "cnn", plan.n(500), must=1.03, moonshot=1.00)
+    return _on_digits("torch-cnn", "cnn", plan.n(300), must=1.03, moonshot=1.00)
 
 
 def _on_digits(name: str, network: Network, n: int, must: float, moonshot: float) -> Scenario:

@@ -293,3 +293,10 @@ def test_a_scenario_that_says_how_many_rounds_it_takes_gets_so_many_unless_one_i
     assert n_rounds("--rounds", "2") == 2
     scenario = replace(scenario, n_rounds=None)
     assert n_rounds() == 5
+
+
+def test_the_page_names_every_must_that_the_results_miss(capsys: pytest.CaptureFixture[str]) -> None:
+    """After new results: put what `python -m bench --missed` prints between the marks in bench/README.md."""
+    assert program.main(["--missed"]) == 0
+    page = (Path(program.__file__).parent / "README.md").read_text()
+    assert page.partition("<!-- missed -->\n")[2].partition("<!-- /missed -->")[0] == capsys.readouterr().out
