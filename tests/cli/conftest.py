@@ -120,7 +120,7 @@ class Process:
         self.popen = popen
         self.out = self.err = ""
 
-    def until(self, text: str, timeout_s: float = 20.0) -> None:
+    def until(self, text: str, timeout_s: float = 60.0) -> None:
         """Read its standard error until `text` has come."""
         assert self.popen.stderr is not None
         descriptor, deadline = self.popen.stderr.fileno(), time.monotonic() + timeout_s
@@ -135,7 +135,7 @@ class Process:
     def signal(self, number: signal.Signals) -> None:
         self.popen.send_signal(number)
 
-    def wait(self, timeout_s: float = 20.0) -> int:
+    def wait(self, timeout_s: float = 60.0) -> int:
         out, err = self.popen.communicate(timeout=timeout_s)
         self.out, self.err = (out or b"").decode(), self.err + (err or b"").decode()
         return self.popen.returncode
