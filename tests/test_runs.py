@@ -439,9 +439,9 @@ async def test_a_disk_that_fills_up_at_any_write_ends_the_run_in_words(
 ) -> None:
     import errno
 
-    from asyncloop import checkpoint
+    from asyncloop import checkpoint, storage
 
-    write, n = checkpoint.write_synced, 0
+    write, n = storage.write_synced, 0
 
     def fill_up(path: Path, *buffers: Any) -> Any:
         nonlocal n
@@ -450,7 +450,8 @@ async def test_a_disk_that_fills_up_at_any_write_ends_the_run_in_words(
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return write(path, *buffers)
 
-    monkeypatch.setattr(checkpoint, "write_synced", fill_up)
+    for module in (checkpoint, storage):
+        monkeypatch.setattr(module, "write_synced", fill_up)
     change = {"engine.epochs": 6, "hooks": [{"class": "SaveLatest"}]}
     with anyio.fail_after(20), pytest.raises(asyncloop.StorageError, match="No space left on device; free some space"):
         async with asyncloop.open_run(project / "cfg.toml", set=change) as live:
