@@ -255,9 +255,8 @@ class ModelThread:
                 began_s = clock()
                 index = stretch.index
                 stretch.index = index + 1
-                outputs = counted = value = number = finished = (
-                    None  # the last step's, or they would live through this one
-                )
+                # The last step's, or they would live through this one.
+                outputs = counted = value = number = finished = None
                 batch: Batch = given if given.__class__ is dict else as_batch(run_batch(given), stream, index)
                 if batch.keys() != sources:
                     self._check_sources(batch, rules, stream, index)

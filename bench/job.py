@@ -108,10 +108,6 @@ class Watcher:
     def __init__(self) -> None:
         self.seen: list[Any] = []
 
-    @property
-    def n_done(self) -> int:
-        return len(self.seen)
-
     def after_batch(self, batch: Batch, outputs: Mapping[str, Any]) -> None:
         self.seen.append(batch["id"])
 
@@ -121,16 +117,12 @@ class WorkingWatcher(Watcher):
 
     def __init__(self, work: HookWork) -> None:
         super().__init__()
-        self.work, self.n_worked = work, 0
-
-    @property
-    def n_done(self) -> int:
-        return self.n_worked
+        self.work, self.n_done = work, 0
 
     def after_batch(self, batch: Batch, outputs: Mapping[str, Any]) -> None:
         self.seen.append(batch["id"])
         self.work.blocking(batch, outputs)
-        self.n_worked += 1
+        self.n_done += 1
 
 
 class Saver(Watcher):
@@ -203,7 +195,7 @@ class Job:
         return Outcome(
             seconds,
             [hook.seen for hook in hooks],
-            [hook.n_done for hook in hooks],
+            [getattr(hook, "n_done", len(hook.seen)) for hook in hooks],  # one without work is done when it has seen it
             model.n_runs,
             model.digest(),
             model.marks,

@@ -245,10 +245,11 @@ class TorchModel:
         n_before = 0 if self.updates is None else self.updates.n_updates
         try:
             sources = self._lane.take(batch)
+            step = self._train if train else self._evaluate
             if self._is_bare:
-                return self._train(sources, batch, stream) if train else self._evaluate(sources, batch, stream)
+                return step(sources, batch, stream)
             with self._numerics.settings(), self._profiled(train):
-                return self._train(sources, batch, stream) if train else self._evaluate(sources, batch, stream)
+                return step(sources, batch, stream)
         except RuntimeError as error:
             if is_out_of_memory(error):
                 told = self._told_of_memory(error, batch, sources, train, stream)

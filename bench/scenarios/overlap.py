@@ -202,7 +202,7 @@ def _overlap(
     def share_of_the_model(one: Round, name: str) -> float | None:
         if name not in forms:
             return None
-        return 100 * min(each["model_s"] for each in one.values() if "model_s" in each) / one[name]["batch_s"]
+        return 100 * _model_alone_s(one) / one[name]["batch_s"]
 
     def steady(one: Round, name: str) -> float | None:
         return one[name]["steady_s"] * 1e3 if name in OURS else None
@@ -267,9 +267,13 @@ def _ideal(form: Form, stages: Stages) -> Row:
 def _slowest(one: Round, form: Form, name: str) -> float:
     """Seconds a batch of the slowest stage. An ideal takes the least of what it is measured: noise must flatter nobody."""
     alone = dict(one[f"ideal, {form}"])
-    everywhere = min(reading["model_s"] for reading in one.values() if "model_s" in reading)
-    alone["model_s"] = one[name].get("busy_s", everywhere)
+    alone["model_s"] = one[name].get("busy_s", _model_alone_s(one))
     return max(alone[stage] for stage in ("model_s", "load_s", "hook_s") if stage in alone)
+
+
+def _model_alone_s(one: Round) -> float:
+    """Seconds a batch of the model alone, the least of what was measured of it."""
+    return min(reading["model_s"] for reading in one.values() if "model_s" in reading)
 
 
 def _alone(form: Form, job: Job) -> dict[str, float]:

@@ -14,8 +14,7 @@ from typing import Any, Literal, TypeAlias
 from asyncloop import AfterBatch, Engine, Hook, Stream
 from asyncloop.hooks import SaveEvery
 from bench.job import Batch, HookWork, Job, Outcome, Saves
-from bench.loops import LOOPS, needs_of, run_on
-from bench.systems.registry import Form
+from bench.loops import LOOPS, OnALoop, run_on
 
 __all__ = ["ASYNCLOOPS", "MAIN", "Asyncloop"]
 
@@ -24,14 +23,13 @@ Source: TypeAlias = Literal["generator", "async generator", "list"]
 
 
 @dataclass(frozen=True, slots=True)
-class Asyncloop:
+class Asyncloop(OnALoop):
     """`Engine(model, dataset, hooks, epochs=1).train()`. In the clock: the whole call, its thread's start included.
 
     What takes nothing to load comes from a plain generator (or what `source` says); what takes something is an async
     function in `Stream.map`. Hooks are async.
     """
 
-    loop: Form
     buffer: Buffer = "auto"
     source: Source = "generator"
     family: str = "asyncloop"
@@ -41,14 +39,6 @@ class Asyncloop:
         buffer = "" if self.buffer == "auto" else f", buffer {self.buffer}"
         source = "" if self.source == "generator" else f", {self.source}"
         return f"asyncloop {self.loop}{source}{buffer}"
-
-    @property
-    def form(self) -> Form:
-        return self.loop
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return needs_of(self.loop)
 
     def run(self, job: Job) -> Outcome:
         return run_on(self.loop, self._train, job)
@@ -100,10 +90,6 @@ class _Data:
 class _Watcher(Hook):
     def __init__(self) -> None:
         self.seen: list[Any] = []
-
-    @property
-    def n_done(self) -> int:
-        return len(self.seen)
 
     async def after_batch(self, event: AfterBatch) -> None:
         self.seen.append(event.inputs["id"])

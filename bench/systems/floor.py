@@ -9,33 +9,23 @@ from collections import deque
 from dataclasses import dataclass
 
 from bench.job import Batch, Job, Outcome
-from bench.loops import needs_of, run_on
-from bench.systems.registry import Form
+from bench.loops import OnALoop, run_on
 
 __all__ = ["TasksAndDeque"]
 
 
 @dataclass(frozen=True, slots=True)
-class TasksAndDeque:
+class TasksAndDeque(OnALoop):
     """What no pipeline can undercut: nothing keeps the order, nothing bounds what is loaded, no hooks, no way to stop.
 
     In the clock: all of it but the event loop's own start.
     """
 
-    loop: Form
     family: str = "plain"
 
     @property
     def name(self) -> str:
         return f"floor: tasks + deque, {self.loop}"
-
-    @property
-    def form(self) -> Form:
-        return self.loop
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return needs_of(self.loop)
 
     def run(self, job: Job) -> Outcome:
         if job.hooks or job.saves is not None:

@@ -9,33 +9,23 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from bench.job import Batch, HookWork, Job, Outcome
-from bench.loops import needs_of, run_on
-from bench.systems.registry import Form
+from bench.loops import OnALoop, run_on
 
 __all__ = ["Naive"]
 
 
 @dataclass(frozen=True, slots=True)
-class Naive:
+class Naive(OnALoop):
     """A task loads into an `asyncio.Queue`, `asyncio.to_thread` runs the model, hooks are awaited one after the other.
 
     In the clock: all of it but the event loop's own start.
     """
 
-    loop: Form
     family: str = "naive"
 
     @property
     def name(self) -> str:
         return f"naive {self.loop}"
-
-    @property
-    def form(self) -> Form:
-        return self.loop
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        return needs_of(self.loop)
 
     def run(self, job: Job) -> Outcome:
         return run_on(self.loop, _train, job)

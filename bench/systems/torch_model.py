@@ -9,27 +9,21 @@ from typing import Any
 
 from bench.digits import digest_of
 from bench.job import Job, Model, Outcome
-from bench.loops import LOOPS, needs_of
+from bench.loops import LOOPS, OnALoop, needs_of
 from bench.systems.asyncloop import Asyncloop
-from bench.systems.registry import Form
 
 __all__ = ["TORCH_MODELS", "AsyncloopTorchModel"]
 
 
 @dataclass(frozen=True, slots=True)
-class AsyncloopTorchModel:
+class AsyncloopTorchModel(OnALoop):
     """The default asyncloop with a TorchModel in the place of the job's model. In the clock: what is in asyncloop's."""
 
-    loop: Form
     family: str = "asyncloop"
 
     @property
     def name(self) -> str:
         return f"asyncloop {self.loop}, TorchModel"
-
-    @property
-    def form(self) -> Form:
-        return self.loop
 
     @property
     def needs(self) -> tuple[str, ...]:
