@@ -55,7 +55,7 @@ def load_pretrained(module: nn.Module, given: Pretrained) -> None:
     if refused:
         more = f"; and {len(refused) - 8} more" if len(refused) > 8 else ""
         hint = "`allow` lets names differ"
-        if not found.keys() & there.keys():
+        if there and not found.keys() & there.keys():
             hint = f"not one name is the module's, such as {next(iter(there))!r}; `strip` takes prefixes off the file's"
         raise ConfigError(f"weights: {given.file} does not fit: {'; '.join(refused[:8])}{more}; {hint}")
     taken = {name: found[name] for name in there if name in found and name not in wrong}

@@ -64,6 +64,12 @@ def test_names_of_which_none_fits_are_told_how_to_strip_a_prefix(tmp_path: Path)
         a_model(weights=str(tmp_path / "w.safetensors"))
 
 
+def test_a_module_without_weights_says_what_the_file_has_too_much(tmp_path: Path) -> None:
+    save_file(weights(), tmp_path / "w.safetensors")
+    with pytest.raises(ConfigError, match="'body.0.weight' is not in the module"):
+        a_model(module=torch.nn.Identity(), optimizer=None, weights=str(tmp_path / "w.safetensors"))
+
+
 def test_a_prefix_of_ones_own_is_stripped_when_it_is_named(tmp_path: Path) -> None:
     saved = {**weights("encoder.net."), "temperature": torch.ones(1)}
     save_file(saved, tmp_path / "w.safetensors")
